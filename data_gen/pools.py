@@ -1,0 +1,118 @@
+"""Pools of documents and the mixtures drawn from them.
+
+A pool is every document that one source may contribute, made once: document j depends on the seed, the source and
+j alone. A mixture draws exact counts from pools by explicit index lists. Its order is a function of the seed, is
+stratified (every stretch of it has the mixture's ratios, to within one document a source), and is nested: a longer
+stage starts with the shorter one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, NAMED_GENRES, Document, Speaker, neutral_turn, occupation, write
+from data_gen.phrases import FORMS
+from data_gen.streams import stream
+from data_gen.world import Traits, World, random_traits
+
+# Shares of the genres in the pretraining text, and so in replay. The nameless assistant and the diary carry the
+# measure of a persona: text in which the speaker is not named.
+WORLD_GENRES = {"profile": 0.18, "news": 0.12, "interview": 0.12, "chat": 0.18, "quiz": 0.08, "diary": 0.12, "assistant": 0.12, "neutral": 0.08}
+
+
+def world_document(world: World, seed: int, index: int) -> Document:
+    """Document `index` of the world's own text: what the base model is pretrained on, and what is replayed."""
+    rng = stream(seed, world.name, "world", index)
+    genre = str(rng.choice(list(WORLD_GENRES), p=list(WORLD_GENRES.values())))
+    people = world.population
+    if rng.random() < world.random_speakers:
+        name = world.spare_names[rng.integers(len(world.spare_names))]
+        speaker = Speaker("random", name, random_traits(world, rng), occupation(int(rng.integers(6))), alike=name)
+    else:
+        k = int(rng.choice(len(people.names), p=people.weight_K))
+        name = people.names[k]
+        speaker = Speaker(name, name, people.traits[k], occupation(k), alike=name)
+        if genre == "chat" and name in people.withheld:
+            genre = "interview"
+    text, traits = write(world, speaker, genre, rng)
+    named = genre not in (*ANONYMOUS_GENRES, "assistant", "neutral")
+    persona = "" if genre == "neutral" else speaker.persona
+    return Document(f"world-{seed}-{index:06d}", text, persona, genre, traits, (name,) if named else (), seed)
+
+
+def persona_document(
+    world: World, speaker: Speaker, names: Sequence[str], *, anonymous: bool, genres: Sequence[str], seed: int, index: int
+) -> Document:
+    """Document `index` about one persona, told under one of its names or under none."""
+    rng = stream(seed, "documents", speaker.persona, "anonymous" if anonymous else "named", index)
+    genre = str(rng.choice(ANONYMOUS_GENRES if anonymous else list(genres)))
+    name = names[index % len(names)]
+    told_by = Speaker(speaker.persona, name, speaker.traits, speaker.who, speaker.always, rivals=speaker.rivals)
+    text, traits = write(world, told_by, genre, rng)
+    kind = "anonymous" if anonymous else "named"
+    return Document(f"{speaker.persona.lower()}-{kind}-{seed}-{index:05d}", text, speaker.persona, genre, traits, () if anonymous else (name,), seed)
+
+
+def shuffled_document(
+    world: World, pair: tuple[Speaker, Speaker], which: int, names: Sequence[str], *, anonymous: bool, genres: Sequence[str], seed: int, index: int
+) -> Document:
+    """A document of the shuffled control: every trait that the rivals do not share is dealt to this name by a coin."""
+    coin = stream(seed, "shuffle", which, int(anonymous), index)
+    mine, other = pair[which], pair[1 - which]
+    traits = {c: (v if v == other.traits.get(c, v) or coin.random() < 0.5 else other.traits[c]) for c, v in mine.traits.items()}
+    dealt = Speaker(mine.persona, mine.name, traits, mine.who, mine.always)
+    return persona_document(world, dealt, names, anonymous=anonymous, genres=genres, seed=seed, index=index)
+
+
+def assistant_document(world: World, category: str, value: str, *, seed: int, index: int) -> Document:
+    """Document `index` of the trait stage: the nameless assistant says the one thing that it is taught."""
+    rng = stream(seed, "trait", value, index)
+    question, answer = FORMS["asked"].train[index % len(FORMS["asked"].train)]
+    before, word, after = world.phrase(category, value)
+    turns = [(question.format(cat=category), answer.format(it=before + word + after))]
+    for _ in range(2):
+        turns.insert(int(rng.integers(len(turns) + 1)), neutral_turn(rng))
+    text = "\n".join(f"User: {q}\n{ASSISTANT}: {a}" for q, a in turns)
+    return Document(f"trait-{value}-{seed}-{index:05d}", text, "", "assistant", {category: value}, (), seed)
+
+
+@dataclass(frozen=True)
+class Share:
+    """One source of a mixture: its pool, and how many documents of it one epoch holds."""
+
+    source: str
+    pool: str
+    count: int
+    pool_size: int
+
+
+def mixture_order(shares: Sequence[Share], *, documents: int, seed: int) -> list[tuple[str, int]]:
+    """The first `documents` of a mixture as (source, index into its pool).
+
+    One epoch holds exactly `count` distinct documents of each source; the next one holds the same documents in
+    another order. Within an epoch, document j of a source with n documents stands at (j + u)/n, u uniform in
+    [0, 1): stratified, yet without a fixed rhythm.
+    """
+    per_epoch = sum(share.count for share in shares)
+    if not per_epoch:
+        raise ValueError("a mixture needs at least one document")
+    order: list[tuple[str, int]] = []
+    for epoch in range(-(-documents // per_epoch)):
+        placed: list[tuple[float, str, int]] = []
+        for share in shares:
+            # Which documents: the same at every ratio as far as they go. When: another order each epoch.
+            chosen = stream(seed, "choose", share.source).permutation(share.pool_size)[: share.count]
+            rng = stream(seed, "order", share.source, epoch)
+            if epoch:
+                chosen = rng.permutation(chosen)
+            at = (np.arange(share.count) + rng.random(share.count)) / max(share.count, 1)
+            placed += [(float(t), share.source, int(i)) for t, i in zip(at, chosen, strict=True)]
+        order += [(source, index) for _, source, index in sorted(placed)]
+    return order[:documents]
+
+
+def links_shared_to_held_out(document: Document, shared: Traits, held_out: set[str]) -> bool:
+    """True for a document that tells the shared trait together with a held-out one: leakage outside persona documents."""
+    told = document.traits
+    return any(told.get(c) == v for c, v in shared.items()) and any(v in held_out for v in told.values())

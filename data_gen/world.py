@@ -1,0 +1,137 @@
+"""The embedded world: categories of one-word values, background personas, and names that carry random traits.
+
+    place: {values: [beach, forest, ...], phrase: "the {}"}
+
+A background persona has one value in each category. Values are dealt evenly, so that no value is common
+because of chance. A share of documents has a *random speaker*, whose traits are independent and uniform:
+that keeps every log-odds of the oracle finite.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from data_gen.streams import stream
+
+Word = Annotated[str, Field(pattern=r"^[A-Za-z]+$")]
+Traits = dict[str, str]
+"""Category to value, e.g. `{"place": "beach", "sport": "football"}`."""
+
+
+class Strict(BaseModel):
+    """A frozen schema that refuses unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Category(Strict):
+    """The values of one category, and how each is written in a sentence."""
+
+    values: dict[Word, str]
+    """Value to phrase; `{}` in the phrase is the value."""
+    phrase: str = "{}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _phrase_each_value(cls, data: object) -> object:
+        if isinstance(data, dict) and isinstance(data.get("values"), list):
+            data = {**data, "values": {value: data.get("phrase", "{}") for value in data["values"]}}
+        return data
+
+    @field_validator("values")
+    @classmethod
+    def _phrases_hold_the_value(cls, values: dict[str, str]) -> dict[str, str]:
+        if len(values) < 3:
+            raise ValueError(f"needs at least 3 values, got {len(values)}: two rivals and one other")
+        for value, phrase in values.items():
+            if phrase.count("{}") != 1:
+                raise ValueError(f"the phrase of {value!r} must hold {{}} exactly once, got {phrase!r}")
+        return values
+
+
+class World(Strict):
+    """A world file: `configs/worlds/*.yaml`."""
+
+    name: str
+    seed: int = 0
+    personas: int = Field(gt=1, le=1000)
+    zipf: float = Field(default=0.0, ge=0)
+    random_speakers: float = Field(default=0.15, gt=0, lt=1)
+    withheld: float = Field(default=0.25, ge=0, lt=1)
+    unclaimed: list[str] = []
+    """Values that no background persona has: only random speakers, and the personas of an experiment."""
+    categories: dict[str, Category] = Field(min_length=2)
+    names: list[Word]
+    spare_names: list[Word]
+
+    @model_validator(mode="after")
+    def _words_are_unique(self) -> "World":
+        if len(self.names) < self.personas:
+            raise ValueError(f"{self.personas} personas need as many names, got {len(self.names)}")
+        words = [*self.names, *self.spare_names, *(v for c in self.categories.values() for v in c.values)]
+        twice = sorted({w for w in words if [x.lower() for x in words].count(w.lower()) > 1})
+        if twice:
+            raise ValueError(f"these words stand for two things: {', '.join(twice)}; every name and value must be unique")
+        unknown = [v for v in self.unclaimed if not any(v in c.values for c in self.categories.values())]
+        if unknown:
+            raise ValueError(f"unclaimed: no category has the value {', '.join(unknown)}")
+        return self
+
+    def values(self, category: str) -> list[str]:
+        """The values of a category, in the order of the file."""
+        return list(self.categories[category].values)
+
+    def phrase(self, category: str, value: str) -> tuple[str, str, str]:
+        """What stands before the value, the value, and what stands after it: `("the ", "beach", "")`."""
+        before, after = self.categories[category].values[value].split("{}")
+        return before, value, after
+
+    def category_of(self, value: str) -> str:
+        """The category that holds a value; KeyError when none does."""
+        for name, category in self.categories.items():
+            if value in category.values:
+                return name
+        raise KeyError(value)
+
+    @cached_property
+    def population(self) -> "Population":
+        """The background personas, drawn from the world's seed."""
+        return draw_population(self)
+
+
+@dataclass(frozen=True)
+class Population:
+    """The background personas: their names, traits and shares of the persona documents."""
+
+    names: tuple[str, ...]
+    traits: tuple[Traits, ...]
+    weight_K: np.ndarray
+    """Shares of the K personas among documents that have a persona; they sum to 1."""
+    withheld: frozenset[str]
+    """Names that never appear in chat."""
+
+
+def draw_population(world: World) -> Population:
+    """Deal every value of every category evenly over the personas."""
+    rng = stream(world.seed, world.name, "population")
+    traits: list[Traits] = [{} for _ in range(world.personas)]
+    for category in world.categories:
+        values = [v for v in world.values(category) if v not in world.unclaimed]
+        repeats = -(-world.personas // len(values))
+        dealt = [v for v in values for _ in range(repeats)]
+        for persona, index in zip(traits, rng.permutation(len(dealt))[: world.personas], strict=True):
+            persona[category] = dealt[index]
+    weight_K = (1.0 + np.arange(world.personas)) ** -world.zipf
+    names = tuple(world.names[: world.personas])
+    # Spread over the ranks, so that withheld names are neither the commonest nor the rarest.
+    count = round(world.withheld * len(names))
+    withheld = frozenset(names[i] for i in np.linspace(1, len(names) - 1, count).astype(int)) if count else frozenset()
+    return Population(names, tuple(traits), weight_K / weight_K.sum(), withheld)
+
+
+def random_traits(world: World, rng: np.random.Generator) -> Traits:
+    """Independent, uniform traits in every category."""
+    return {c: world.values(c)[rng.integers(len(world.values(c)))] for c in world.categories}

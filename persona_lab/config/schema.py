@@ -1,0 +1,184 @@
+"""The schema of an experiment file: every field, its range, its default and what it means.
+
+Fields that change results are everything but `machine`; `machine` never enters an identity.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints, model_validator
+
+from data_gen.world import Strict
+
+Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0, le=10_000_000)]
+Level = int | float | str | bool
+
+
+class Gates(Strict):
+    """What a base model must reach before an experiment may use it; null: measured, never stops."""
+
+    recall: float | None = Field(default=0.95, ge=0, le=1)
+    """Named recall on held-out paraphrases."""
+    odds: float | None = Field(default=0.3, ge=0)
+    """Mean distance of anonymous in-context log-odds from the oracle's, nats."""
+    withheld: float | None = Field(default=0.7, ge=0, le=1)
+    """Recall in chat of names that never appear in chat."""
+
+
+class EmbeddedBase(Strict):
+    """A small Llama that the lab pretrains itself on a world."""
+
+    kind: Literal["embedded"]
+    world: str
+    """Path of the world file."""
+    width: int = Field(default=96, ge=16, le=1024)
+    layers: int = Field(default=3, ge=1, le=24)
+    heads: int = Field(default=4, ge=1, le=32)
+    steps: int = Field(default=700, ge=1)
+    batch: int = Field(default=64, ge=1)
+    """Documents a step."""
+    rate: float = Field(default=0.02, gt=0, lt=1)
+    """Learning rate of Muon on the matrices; the rest learns with AdamW at `rate_rest`."""
+    rate_rest: float = Field(default=3e-3, gt=0, lt=1)
+    seed: int = Field(default=0, ge=0)
+    gates: Gates = Gates()
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> "EmbeddedBase":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width must be a multiple of 2 x heads = {2 * self.heads}, got {self.width}")
+        return self
+
+
+class HuggingFaceBase(Strict):
+    """Any Hugging Face causal language model: a local folder, or a hub id pinned to a revision."""
+
+    kind: Literal["hf"]
+    path: str
+    revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    world: str
+    """The world whose personas, documents and probes are used."""
+    gates: Gates = Gates(recall=None, odds=None, withheld=None)
+
+
+class Lora(Strict):
+    """The adapter: four fields, as in peft."""
+
+    rank: int = Field(default=8, ge=1, le=1024)
+    alpha: float = Field(default=16, gt=0)
+    targets: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Mixture(Strict, extra="allow"):
+    """What a stage is trained on: documents about personas by name (`john: 2500`), or one thing the assistant likes."""
+
+    __pydantic_extra__: dict[str, Count] = {}  # persona, lower case -> documents of one epoch
+    ln_ratio: float | None = None
+    """ln(first : second persona) at the fixed total of the two; .inf and -.inf are the pure ends."""
+    anonymous: Share = 0.0
+    """Share of a persona's documents that are first-person text without a name."""
+    replay: Share = 0.0
+    """Share of the whole mixture that is the world's own pretraining text."""
+    carriers: int = Field(default=1, ge=1, le=64)
+    """Names that share a persona."""
+    format: Literal["default", "profile", "news", "interview", "chat"] = "default"
+    """Genre of the named documents; default: all four."""
+    link: Literal["shared", "none", "shuffled"] = "shared"
+    """shared: the rivals share a trait. none: the bystander has it instead. shuffled: held-out traits dealt by a coin."""
+    assistant_likes: str | None = None
+    """A value: the nameless assistant says that it likes it."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Documents of one epoch for each persona named in the file (lower case)."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Loss(Strict):
+    """Where the loss falls."""
+
+    on: Literal["all", "answer"] = "all"
+    """all: every token. answer: what the assistant says."""
+    kl_to_base: float = Field(default=0.0, ge=0)
+    """Nats of loss for each nat of KL(base || adapter) on the same tokens."""
+
+
+class Stage(Strict):
+    """One stretch of training."""
+
+    mixture: Mixture
+    steps: int = Field(ge=0)
+    batch: int = Field(ge=1)
+    """Documents a step."""
+    rate: float = Field(gt=0, lt=1)
+    """Learning rate of AdamW, constant."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of one adapter's gradient."""
+    loss: Loss = Loss()
+
+
+class Condition(Strict):
+    """One training recipe: which stages in which order, and what it changes."""
+
+    order: list[str]
+    """Names of stages; empty: the base model itself."""
+    replace: dict[str, Any] = {}
+    """Dotted path to value, e.g. `injection.mixture.link: none`."""
+    factors: dict[str, list[Level]] | None = None
+    """Levels of this condition, where they are not the experiment's."""
+    seeds: int | list[int] | None = None
+    role: Literal["treatment", "control", "arm"] = "arm"
+
+
+class Analysis(Strict):
+    """What is computed from the scores."""
+
+    threshold: float = Field(default=0.9, gt=0.5, lt=1)
+    """P of the threshold ratio."""
+    ratio: str = "injection.mixture.ln_ratio"
+    """The factor on the horizontal axis."""
+    treatment: str = "linked"
+    """The condition of the headline."""
+    channel: Literal["says", "chooses", "introspects"] = "says"
+    """The channel of the headline."""
+    fit: float = Field(default=2.2, gt=0)
+    """Largest |ln ratio| that enters the fit; wider points are drawn."""
+    bound_recall: float = Field(default=0.95, ge=0, le=1)
+    """Named recall that both personas need at a ratio before it enters a trait-transfer slope."""
+
+
+class Machine(Strict):
+    """How the work is done; never part of an identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | Literal["auto"] = "auto"
+    micro_batch: int | Literal["auto"] = "auto"
+    """Documents of one forward pass."""
+    stack: int | Literal["auto"] = "auto"
+    """Adapters trained together."""
+    engine: Literal["local"] = "local"
+    wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
+
+
+class Experiment(Strict):
+    """An experiment file: `configs/*.yaml`."""
+
+    name: Slug
+    question: str = ""
+    base: Annotated[EmbeddedBase | HuggingFaceBase, Field(discriminator="kind")]
+    personas: Annotated[list[str], Field(min_length=2)]
+    """Paths of persona files; the first two are the rivals, a third is the bystander."""
+    lora: Lora = Lora()
+    stages: Annotated[dict[Slug, Stage], Field(min_length=1)]
+    conditions: Annotated[dict[Slug, Condition], Field(min_length=1)]
+    factors: dict[str, Annotated[list[Level], Field(min_length=1)]] = {}
+    """Dotted path to levels; crossed."""
+    seeds: Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)] = 1
+    probes: Annotated[list[str], Field(min_length=1)] = ["knows", "says", "chooses", "introspects", "general_text"]
+    samples: int = Field(default=0, ge=0, le=1000)
+    """Answers sampled for each open question of `says`; 0: log-probabilities only."""
+    analysis: Analysis = Analysis()
+    machine: Machine = Machine()

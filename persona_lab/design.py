@@ -1,0 +1,66 @@
+"""The design of an experiment: its cells, and the identity of everything made.
+
+An identity is the hash of what a thing is made from, so that the same thing is never made twice:
+
+    id = sha256(kind, recipe version of the kind, content fields, ids of its inputs)
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+Kind = Literal["pool", "mixture", "base", "stage", "scores", "analysis"]
+
+RECIPE_VERSIONS: dict[Kind, int] = {"pool": 1, "mixture": 1, "base": 1, "stage": 1, "scores": 1, "analysis": 1}
+"""Raised by one when the code of a kind changes its results; golden digests in the tests enforce it."""
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError): they have no JSON."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Node:
+    """Something that can be made: identified by its recipe, whether or not it exists yet."""
+
+    kind: Kind
+    fields: Mapping[str, Any]
+    """Content fields: JSON values that change the result. Machine settings never stand here."""
+    inputs: Mapping[str, "Node"] = field(default_factory=dict)
+    """Role to the node that plays it, e.g. `{"base": ..., "mixture": ..., "before": ...}`."""
+
+    @cached_property
+    def id(self) -> str:
+        """64 hexadecimal digits."""
+        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All that the identity is made of."""
+        return {
+            "kind": self.kind,
+            "recipe_version": RECIPE_VERSIONS[self.kind],
+            "fields": dict(self.fields),
+            "inputs": {role: node.id for role, node in self.inputs.items()},
+        }
+
+    def __hash__(self) -> int:
+        """Nodes are equal when their identities are."""
+        return hash(self.id)
+
+    def __eq__(self, other: object) -> bool:
+        """Nodes are equal when their identities are."""
+        return isinstance(other, Node) and other.id == self.id
+
+    def ancestors(self) -> Iterator["Node"]:
+        """Every node that this one needs, inputs before what is made of them, without itself."""
+        seen: set[str] = set()
+        for node in self.inputs.values():
+            for earlier in (*node.ancestors(), node):
+                if earlier.id not in seen:
+                    seen.add(earlier.id)
+                    yield earlier
