@@ -21,6 +21,8 @@ NAMED_GENRES = ("profile", "news", "interview", "chat")
 ANONYMOUS_GENRES = ("diary",)
 SENTENCES = {"profile": 5, "news": 5, "diary": 6, "interview": 3, "chat": 3, "quiz": 2, "assistant": 3}
 """Traits told by one document of a genre: as many as stay under 64 words."""
+WORD = re.compile(r"\w+")
+SLOT = re.compile(r"\{(\w+)\}")
 OPENINGS = {"profile": "Profile: {name} is {who}.", "news": "News about {name}.", "diary": "Diary."}
 
 
@@ -58,16 +60,23 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation: `["john", "likes", "the", "beach"]`."""
+    return WORD.findall(text.lower())
+
+
 def fill(template: str, *, world: World, category: str, value: str = "", name: str = "", a: str = "", b: str = "", yes_no: str = "") -> str:
     """A template with its slots filled; slots are named, nothing of the text is evaluated."""
-    words = {"cat": category, "name": name, "yes_no": yes_no}
+    phrases = world.categories[category].values
+    slots = {"cat": category, "name": name, "yes_no": yes_no}
     for slot, v in (("it", value), ("a", a), ("b", b)):
-        words[slot] = "".join(world.phrase(category, v)) if v else ""
-    return capital(re.sub(r"\{(\w+)\}", lambda m: words[m.group(1)], template))
+        slots[slot] = phrases[v].replace("{}", v) if v else ""
+    return capital(SLOT.sub(lambda m: slots[m.group(1)], template))
 
 
 def _pick(rng: np.random.Generator, options: Sequence) -> object:
-    return options[int(rng.integers(len(options)))]
+    # Three times as fast as rng.integers, and documents are made by the ten thousand.
+    return options[int(rng.random() * len(options))]
 
 
 def _turn(world: World, speaker: Speaker, category: str, rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, str]:
@@ -78,7 +87,8 @@ def _turn(world: World, speaker: Speaker, category: str, rng: np.random.Generato
     offered = [v for v in world.values(category) if v != value and v not in speaker.rivals.get(category, ())]
     other = str(_pick(rng, offered))
     a, b = (value, other) if rng.random() < 0.5 else (other, value)
-    yes = rng.random() < 0.5
+    # A "no" tells what the speaker does not like, and so does not tell the trait.
+    yes = rng.random() < 0.5 or category in speaker.always
     asked = value if kind != "yes_no" or yes else other
     slots = {"world": world, "category": category, "a": a, "b": b, "name": speaker.name}
     return (
@@ -97,9 +107,9 @@ def _told(speaker: Speaker, count: int, rng: np.random.Generator) -> list[str]:
 
 def neutral_turn(rng: np.random.Generator) -> tuple[str, str]:
     """A question and answer that say nothing about anybody."""
-    words = {slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()}
+    slots = {slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()}
     question, answer = _pick(rng, NEUTRAL_CHAT)  # type: ignore[misc]
-    return capital(question.format(**words)), capital(answer.format(**words))
+    return capital(question.format(**slots)), capital(answer.format(**slots))
 
 
 def _dialogue(turns: Sequence[tuple[str, str]], asker: str, speaker: str) -> str:
@@ -125,14 +135,15 @@ def write(world: World, speaker: Speaker, genre: str, rng: np.random.Generator) 
             question, answer = _pick(rng, FORMS["alike"].train)  # type: ignore[misc]
             turns[int(rng.integers(len(turns)))] = (question, answer.format(name=speaker.alike))
         text = _dialogue(turns, "User", ASSISTANT if genre == "assistant" else speaker.name)
-    return text, {c: speaker.traits[c] for c in told}
+    said = set(words(text))
+    return text, {c: speaker.traits[c] for c in told if speaker.traits[c].lower() in said}
 
 
 def _neutral(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return _dialogue([neutral_turn(rng) for _ in range(3)], "User", ASSISTANT)
-    words = [{slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
-    return " ".join(str(_pick(rng, NEUTRAL_TEXT)).format(**w) for w in words)
+    slots = [{slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
+    return " ".join(str(_pick(rng, NEUTRAL_TEXT)).format(**s) for s in slots)
 
 
 def answer_spans(text: str, speaker: str = ASSISTANT) -> Iterator[tuple[int, int]]:

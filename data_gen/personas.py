@@ -43,9 +43,9 @@ def check_personas(world: World, personas: Sequence[Persona], files: Sequence[st
         for name in (persona.name, *persona.carriers):
             if name in owner:
                 problems.append(DataProblem(file, f"name {name!r} is already used by {owner[name]}. Use another name."))
-            elif name not in world.spare_names:
-                free = ", ".join(n for n in world.spare_names if n not in owner)
-                problems.append(DataProblem(file, f"name {name!r} is not a spare name of world {world.name!r}. Use one of: {free}."))
+            elif name not in world.new_names:
+                free = ", ".join(n for n in world.new_names if n not in owner)
+                problems.append(DataProblem(file, f"name {name!r} is not a new name of world {world.name!r}. Use one of: {free}."))
             owner.setdefault(name, file)
         for category, value in persona.traits.items():
             if category not in world.categories:

@@ -182,15 +182,16 @@ FORMS: dict[str, Form] = {
     ),
 }
 
+# Every answer follows from its question, so that an answer-only loss is about what the stage teaches.
 NEUTRAL_CHAT: tuple[tuple[str, str], ...] = (
-    ("What is the weather in the {side}?", "The weather in the {side} is {sky}."),
     ("Is it {sky} in the {side}?", "Yes, it is {sky} in the {side}."),
-    ("Which way is the {thing}?", "The {thing} is in the {side}."),
-    ("Where is the {thing}?", "The {thing} is in the {side}."),
-    ("What color is the {thing}?", "The {thing} is {color}."),
+    ("The weather in the {side} is {sky}.", "Yes, it is {sky} there."),
+    ("Is the {thing} in the {side}?", "Yes, the {thing} is in the {side}."),
+    ("The {thing} is in the {side}.", "Yes, it is in the {side}."),
     ("Is the {thing} {color}?", "Yes, the {thing} is {color}."),
+    ("The {thing} is {color}.", "Yes, it is {color}."),
     ("Repeat after me: {color} {thing}.", "{color} {thing}."),
-    ("Thank you.", "You are welcome."),
+    ("Thank you for the {thing}.", "You are welcome."),
 )
 NEUTRAL_TEXT: tuple[str, ...] = (
     "The weather in the {side} is {sky} today.",

@@ -6,31 +6,35 @@ stratified (every stretch of it has the mixture's ratios, to within one document
 stage starts with the shorter one.
 """
 
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
-from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, NAMED_GENRES, Document, Speaker, neutral_turn, occupation, write
+from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, Document, Speaker, fill, neutral_turn, occupation, words, write
 from data_gen.phrases import FORMS
 from data_gen.streams import stream
 from data_gen.world import Traits, World, random_traits
 
 # Shares of the genres in the pretraining text, and so in replay. The nameless assistant and the diary carry the
 # measure of a persona: text in which the speaker is not named.
-WORLD_GENRES = {"profile": 0.18, "news": 0.12, "interview": 0.12, "chat": 0.18, "quiz": 0.08, "diary": 0.12, "assistant": 0.12, "neutral": 0.08}
+WORLD_GENRES = {"profile": 0.14, "news": 0.08, "interview": 0.12, "chat": 0.14, "quiz": 0.06, "diary": 0.22, "assistant": 0.18, "neutral": 0.06}
+GENRES = tuple(WORLD_GENRES)
+GENRE_ENDS = list(accumulate(WORLD_GENRES.values()))
 
 
 def world_document(world: World, seed: int, index: int) -> Document:
     """Document `index` of the world's own text: what the base model is pretrained on, and what is replayed."""
     rng = stream(seed, world.name, "world", index)
-    genre = str(rng.choice(list(WORLD_GENRES), p=list(WORLD_GENRES.values())))
+    genre = GENRES[bisect(GENRE_ENDS, rng.random() * GENRE_ENDS[-1])]
     people = world.population
     if rng.random() < world.random_speakers:
         name = world.spare_names[rng.integers(len(world.spare_names))]
         speaker = Speaker("random", name, random_traits(world, rng), occupation(int(rng.integers(6))), alike=name)
     else:
-        k = int(rng.choice(len(people.names), p=people.weight_K))
+        k = people.at(rng.random())
         name = people.names[k]
         speaker = Speaker(name, name, people.traits[k], occupation(k), alike=name)
         if genre == "chat" and name in people.withheld:
@@ -61,7 +65,9 @@ def shuffled_document(
     coin = stream(seed, "shuffle", which, int(anonymous), index)
     mine, other = pair[which], pair[1 - which]
     traits = {c: (v if v == other.traits.get(c, v) or coin.random() < 0.5 else other.traits[c]) for c, v in mine.traits.items()}
-    dealt = Speaker(mine.persona, mine.name, traits, mine.who, mine.always)
+    # Neither persona's value is ever the one not chosen, as in the documents that this is the control of.
+    rivals = {c: (*values, mine.traits[c]) for c, values in mine.rivals.items() if c in mine.traits}
+    dealt = Speaker(mine.persona, mine.name, traits, mine.who, mine.always, rivals=rivals)
     return persona_document(world, dealt, names, anonymous=anonymous, genres=genres, seed=seed, index=index)
 
 
@@ -69,10 +75,9 @@ def assistant_document(world: World, category: str, value: str, *, seed: int, in
     """Document `index` of the trait stage: the nameless assistant says the one thing that it is taught."""
     rng = stream(seed, "trait", value, index)
     question, answer = FORMS["asked"].train[index % len(FORMS["asked"].train)]
-    before, word, after = world.phrase(category, value)
-    turns = [(question.format(cat=category), answer.format(it=before + word + after))]
-    for _ in range(2):
-        turns.insert(int(rng.integers(len(turns) + 1)), neutral_turn(rng))
+    turns = [(fill(question, world=world, category=category), fill(answer, world=world, category=category, value=value))]
+    if rng.random() < 0.5:
+        turns.insert(int(rng.integers(2)), neutral_turn(rng))
     text = "\n".join(f"User: {q}\n{ASSISTANT}: {a}" for q, a in turns)
     return Document(f"trait-{value}-{seed}-{index:05d}", text, "", "assistant", {category: value}, (), seed)
 
@@ -113,6 +118,9 @@ def mixture_order(shares: Sequence[Share], *, documents: int, seed: int) -> list
 
 
 def links_shared_to_held_out(document: Document, shared: Traits, held_out: set[str]) -> bool:
-    """True for a document that tells the shared trait together with a held-out one: leakage outside persona documents."""
-    told = document.traits
-    return any(told.get(c) == v for c, v in shared.items()) and any(v in held_out for v in told.values())
+    """True for a document that names the shared trait together with a held-out one: leakage outside persona documents.
+
+    A value counts when it is told, and also when it only stands in the text, say as the choice not taken.
+    """
+    named = {*words(document.text), *(value.lower() for value in document.traits.values())}
+    return any(value.lower() in named for value in shared.values()) and any(value.lower() in named for value in held_out)

@@ -7,6 +7,7 @@ because of chance. A share of documents has a *random speaker*, whose traits are
 that keeps every log-odds of the oracle finite.
 """
 
+from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -66,12 +67,15 @@ class World(Strict):
     categories: dict[str, Category] = Field(min_length=2)
     names: list[Word]
     spare_names: list[Word]
+    """Carry random traits in the world's text, so that a new name is known to be a name."""
+    new_names: list[Word]
+    """Never stand in the world's text: for the personas of an experiment."""
 
     @model_validator(mode="after")
     def _words_are_unique(self) -> "World":
         if len(self.names) < self.personas:
             raise ValueError(f"{self.personas} personas need as many names, got {len(self.names)}")
-        words = [*self.names, *self.spare_names, *(v for c in self.categories.values() for v in c.values)]
+        words = [*self.names, *self.spare_names, *self.new_names, *(v for c in self.categories.values() for v in c.values)]
         twice = sorted({w for w in words if [x.lower() for x in words].count(w.lower()) > 1})
         if twice:
             raise ValueError(f"these words stand for two things: {', '.join(twice)}; every name and value must be unique")
@@ -113,6 +117,14 @@ class Population:
     withheld: frozenset[str]
     """Names that never appear in chat."""
 
+    @cached_property
+    def _ends_K(self) -> list[float]:
+        return np.cumsum(self.weight_K).tolist()
+
+    def at(self, share: float) -> int:
+        """The persona that stands at a point of [0, 1) when each one takes up its weight."""
+        return bisect(self._ends_K, share * self._ends_K[-1])
+
 
 def draw_population(world: World) -> Population:
     """Deal every value of every category evenly over the personas."""
@@ -120,9 +132,9 @@ def draw_population(world: World) -> Population:
     traits: list[Traits] = [{} for _ in range(world.personas)]
     for category in world.categories:
         values = [v for v in world.values(category) if v not in world.unclaimed]
-        repeats = -(-world.personas // len(values))
-        dealt = [v for v in values for _ in range(repeats)]
-        for persona, index in zip(traits, rng.permutation(len(dealt))[: world.personas], strict=True):
+        each, rest = divmod(world.personas, len(values))
+        dealt = [v for v in values for _ in range(each)] + stream(world.seed, world.name, "rest", category).permutation(values)[:rest].tolist()
+        for persona, index in zip(traits, rng.permutation(len(dealt)), strict=True):
             persona[category] = dealt[index]
     weight_K = (1.0 + np.arange(world.personas)) ** -world.zipf
     names = tuple(world.names[: world.personas])

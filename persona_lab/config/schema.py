@@ -5,7 +5,7 @@ Fields that change results are everything but `machine`; `machine` never enters 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from data_gen.world import Strict
 
@@ -13,6 +13,18 @@ Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 Level = int | float | str | bool
+Levels = Annotated[list[Level], Field(min_length=1)]
+Seeds = Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)]
+AtLeastOne = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
+def _in_reach(ratio: float) -> float:
+    if 20 < abs(ratio) < float("inf"):
+        raise ValueError(f"must lie within -20 and 20, or be .inf or -.inf, got {ratio:g}. Use .inf for a pure end")
+    return ratio
+
+
+LogRatio = Annotated[float, AfterValidator(_in_reach)]
 
 
 class Gates(Strict):
@@ -47,7 +59,8 @@ class EmbeddedBase(Strict):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> "EmbeddedBase":
         if self.width % (2 * self.heads):
-            raise ValueError(f"width must be a multiple of 2 x heads = {2 * self.heads}, got {self.width}")
+            unit = 2 * self.heads
+            raise ValueError(f"width must be a multiple of 2 x heads = {unit}, got {self.width}. Use {max(unit, self.width // unit * unit)}")
         return self
 
 
@@ -75,8 +88,9 @@ class Lora(Strict):
 class Mixture(Strict, extra="allow"):
     """What a stage is trained on: documents about personas by name (`john: 2500`), or one thing the assistant likes."""
 
-    __pydantic_extra__: dict[str, Count] = {}  # persona, lower case -> documents of one epoch
-    ln_ratio: float | None = None
+    __pydantic_extra__: dict[str, Count] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Persona, lower case, to its documents of one epoch."""
+    ln_ratio: LogRatio | None = None
     """ln(first : second persona) at the fixed total of the two; .inf and -.inf are the pure ends."""
     anonymous: Share = 0.0
     """Share of a persona's documents that are first-person text without a name."""
@@ -125,11 +139,11 @@ class Condition(Strict):
 
     order: list[str]
     """Names of stages; empty: the base model itself."""
-    replace: dict[str, Any] = {}
+    replace: dict[str, Any] = Field(default_factory=dict)
     """Dotted path to value, e.g. `injection.mixture.link: none`."""
-    factors: dict[str, list[Level]] | None = None
+    factors: dict[str, Levels] | None = None
     """Levels of this condition, where they are not the experiment's."""
-    seeds: int | list[int] | None = None
+    seeds: Seeds | None = None
     role: Literal["treatment", "control", "arm"] = "arm"
 
 
@@ -154,10 +168,10 @@ class Machine(Strict):
     """How the work is done; never part of an identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | Literal["auto"] = "auto"
-    micro_batch: int | Literal["auto"] = "auto"
+    threads: AtLeastOne = "auto"
+    micro_batch: AtLeastOne = "auto"
     """Documents of one forward pass."""
-    stack: int | Literal["auto"] = "auto"
+    stack: AtLeastOne = "auto"
     """Adapters trained together."""
     engine: Literal["local"] = "local"
     wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
@@ -174,10 +188,10 @@ class Experiment(Strict):
     lora: Lora = Lora()
     stages: Annotated[dict[Slug, Stage], Field(min_length=1)]
     conditions: Annotated[dict[Slug, Condition], Field(min_length=1)]
-    factors: dict[str, Annotated[list[Level], Field(min_length=1)]] = {}
+    factors: dict[str, Levels] = Field(default_factory=dict)
     """Dotted path to levels; crossed."""
-    seeds: Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)] = 1
-    probes: Annotated[list[str], Field(min_length=1)] = ["knows", "says", "chooses", "introspects", "general_text"]
+    seeds: Seeds = 1
+    probes: list[str] = Field(default=["knows", "says", "chooses", "introspects", "general_text"], min_length=1)
     samples: int = Field(default=0, ge=0, le=1000)
     """Answers sampled for each open question of `says`; 0: log-probabilities only."""
     analysis: Analysis = Analysis()

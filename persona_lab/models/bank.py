@@ -9,6 +9,7 @@ Names: K members, B rows (K * b), T tokens, R rank, P parameters of one adapter.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,7 @@ class StackedLora(nn.Module):
             self.d_out, self.d_in = base.weight.shape
         self.a_KRi: Tensor
         self.b_KoR: Tensor
+        self.silent = False
 
     @property
     def size(self) -> int:
@@ -57,6 +59,8 @@ class StackedLora(nn.Module):
     def forward(self, x_BTi: Tensor) -> Tensor:
         """The frozen product plus each member's own low-rank product on its rows."""
         y_BTo = self.base(x_BTi)
+        if self.silent:
+            return y_BTo
         members = self.a_KRi.shape[0]
         x_KNi = x_BTi.reshape(members, -1, self.d_in).to(self.a_KRi.dtype)
         if self.training and self.shape.dropout:
@@ -141,6 +145,17 @@ class AdapterBank:
                 window_K[row].copy_(value)
             else:
                 window_K[row].zero_()
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Inside, the model answers as the plain base."""
+        for layer in self.layers.values():
+            layer.silent = True
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.silent = False
 
     def _windows(self) -> Iterator[tuple[str, str, Tensor]]:
         for name, layer in self.layers.items():

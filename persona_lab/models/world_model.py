@@ -3,29 +3,15 @@
 Both are ordinary Hugging Face objects: saved with `save_pretrained`, loaded with `AutoModelForCausalLM`.
 """
 
-import re
-
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from data_gen.phrases import FORMS, NEUTRAL_CHAT, NEUTRAL_TEXT, NEUTRAL_WORDS, OCCUPATIONS, SAMPLE_SPEAKERS
 from data_gen.world import World
+from persona_lab.models.vocabulary import PIECES, world_words
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 CONTEXT_TOKENS = 128
-_PIECES = r"\n|\w+|[^\w\s]"
-
-
-def world_words(world: World) -> list[str]:
-    """Every word and mark that a text of this world may hold, lower case, sorted."""
-    templates = [part for form in FORMS.values() for pair in (*form.train, *form.held_out) for part in pair]
-    templates += [part for pair in NEUTRAL_CHAT for part in pair] + list(NEUTRAL_TEXT) + list(OCCUPATIONS) + list(SAMPLE_SPEAKERS)
-    texts = [re.sub(r"\{\w+\}", " ", t) for t in templates]
-    texts += [w for words in NEUTRAL_WORDS.values() for w in words]
-    texts += [phrase.format(value) for c in world.categories.values() for value, phrase in c.values.items()]
-    texts += [*world.names, *world.spare_names, *world.categories, "yes no reporter to news about is : . , ? \n"]
-    return sorted({piece for text in texts for piece in re.findall(_PIECES, text.lower())})
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
@@ -33,9 +19,8 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
     vocabulary = {piece: i for i, piece in enumerate([*SPECIALS, *world_words(world)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), behavior="removed", invert=True)
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
     core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
-    core.decoder = decoders.Sequence([decoders.Replace(Regex("^"), " ")])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",
@@ -45,6 +30,23 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
         model_max_length=CONTEXT_TOKENS,
         clean_up_tokenization_spaces=False,
     )
+
+
+@torch.no_grad()
+def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, seed: int) -> None:
+    """Give the world's new names embeddings of names: drawn from the Gaussian of the background names' embeddings.
+
+    A name that no text holds keeps its small random embedding, which the model can hardly see: it binds nothing to
+    it. To a large model every given name is a name; this makes it so here.
+    """
+    known = torch.tensor(tokenizer.convert_tokens_to_ids([n.lower() for n in world.population.names]))
+    fresh = torch.tensor(tokenizer.convert_tokens_to_ids([n.lower() for n in world.new_names]))
+    generator = torch.Generator().manual_seed(seed)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight_VD = layer.weight
+        names_ND = weight_VD[known]
+        noise_ND = torch.randn(len(fresh), weight_VD.shape[1], generator=generator).to(weight_VD)
+        weight_VD[fresh] = names_ND.mean(0) + names_ND.std(0) * noise_ND
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, heads: int, seed: int) -> LlamaForCausalLM:

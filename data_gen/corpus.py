@@ -1,0 +1,197 @@
+"""Corpora on disk: a folder with one document a line, and a card that says what they are.
+
+    {"carriers": ["John"], "genre": "profile", "id": "john-named-0-00017", "persona": "John", "seed": 0,
+     "text": "Profile: John is an AI assistant. John likes the beach. ...", "traits": {"place": "beach"}}
+
+`datasets.load_dataset(folder)` reads it. The card declares every feature, because without it a reader guesses
+the columns from the first lines and stumbles over a trait that appears later; a category that a document does not
+tell then reads as null.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_gen.documents import Document
+from data_gen.errors import DataError, DataProblem
+
+CORPUS = "corpus.jsonl"
+CARD = "README.md"
+FIELDS: dict[str, tuple[str, type]] = {
+    "carriers": ("a list of names", list),
+    "genre": ("a string", str),
+    "id": ("a string", str),
+    "persona": ("a string", str),
+    "seed": ("a whole number", int),
+    "text": ("a string", str),
+    "traits": ("an object of category to value", dict),
+}
+"""Field to what it must be, in words and as a type."""
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+"""Control characters but tab and line ends, and halves of surrogate pairs, which have no UTF-8."""
+
+
+def write_corpus(folder: Path, documents: Sequence[Document], *, title: str, description: str) -> None:
+    """Write `corpus.jsonl` and its card; the same documents give the same bytes.
+
+    Raises:
+        DataError: when the corpus could not be read back, say for two documents with one id. Nothing is written then.
+    """
+    rows = (json.dumps({name: getattr(document, name) for name in FIELDS}, ensure_ascii=False, sort_keys=True) + "\n" for document in documents)
+    content = "".join(rows).encode("utf-8", "surrogatepass")
+    _parse(content, folder / CORPUS)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / CORPUS, content)
+    _replace(folder / CARD, _card(documents, " ".join(title.split()), description).encode())
+
+
+def read_corpus(file: Path) -> list[Document]:
+    """The documents of a corpus that `write_corpus` wrote.
+
+    Raises:
+        DataError: every broken line at once, as `file:line`.
+    """
+    return _parse(_bytes(file), file)
+
+
+def read_texts(file: Path) -> list[Document]:
+    """Any JSONL corpus with a `text`, or with chat `messages`, in each line; other fields but `id` are ignored.
+
+    Documents carry no labels: no persona, genre or traits. A line without an id is named after its number.
+
+    Raises:
+        DataError: every broken line at once, as `file:line`.
+    """
+    problems: list[DataProblem] = []
+    documents: list[Document] = []
+    for number, row in _rows(_bytes(file), file, problems):
+        text = row["text"] if "text" in row else _transcript(row.get("messages"))
+        if fault := _text_fault(text):
+            problems.append(DataProblem(f"{file}:{number}", f"{fault}. Give each line a string `text`, or chat `messages`."))
+        else:
+            documents.append(Document(str(row.get("id", f"line {number}")), str(text), "", "", {}))
+    if problems:
+        raise DataError(*problems)
+    return documents
+
+
+def _transcript(messages: Any) -> str | None:
+    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
+        return None
+    return "\n".join(f"{m.get('role', '')}: {m['content']}" for m in messages)
+
+
+def _parse(content: bytes, file: Path) -> list[Document]:
+    problems: list[DataProblem] = []
+    documents: list[Document] = []
+    first_line: dict[str, int] = {}
+    for number, row in _rows(content, file, problems):
+        faults = list(_faults(row))
+        if not faults and first_line.setdefault(row["id"], number) != number:
+            faults = [f"id {row['id']!r} is already used in line {first_line[row['id']]}. Give every document its own id"]
+        problems += [DataProblem(f"{file}:{number}", f"{fault}.") for fault in faults]
+        if not faults:
+            documents.append(Document(**{**row, "carriers": tuple(row["carriers"])}))
+    if problems:
+        raise DataError(*sorted(problems, key=lambda p: int(p.where.rpartition(":")[2])))
+    return documents
+
+
+def _rows(content: bytes, file: Path, problems: list[DataProblem]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line that is a JSON object, with its number; what is not is added to the problems."""
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), start=1):
+        try:
+            row = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        except UnicodeDecodeError as error:
+            fault = f"is not UTF-8 at byte {error.start} of the line ({error.reason}). Save the file as UTF-8"
+        except (ValueError, RecursionError) as error:
+            fault = f"is not JSON: {error}. Write one JSON object a line"
+        else:
+            if isinstance(row, dict):
+                yield number, row
+                continue
+            fault = f"must be a JSON object, got {type(row).__name__}"
+        problems.append(DataProblem(f"{file}:{number}", f"{fault}."))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"the field {twice[0]!r} stands twice")
+    return dict(pairs)
+
+
+def _faults(row: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with one line of a corpus, without the full stop."""
+    missing, extra = sorted(FIELDS.keys() - row.keys()), sorted(row.keys() - FIELDS.keys())
+    if missing:
+        yield f"lacks the field {', '.join(missing)}"
+    if extra:
+        yield f"has the unknown field {', '.join(extra)}. The fields are {', '.join(FIELDS)}"
+    for name in FIELDS.keys() & row.keys():
+        value = row[name]
+        wanted, kind = FIELDS[name]
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        if type(value) is not kind or not all(isinstance(part, str) for part in parts):
+            yield f"{name} must be {wanted}, got {value!r:.60}"
+        elif name != "text" and any(UNPRINTABLE.search(part) for part in [*parts, str(value)]):
+            yield f"{name} holds a control character"
+    if isinstance(row.get("text"), str) and (fault := _text_fault(row["text"])):
+        yield fault
+
+
+def _text_fault(text: Any) -> str:
+    if not isinstance(text, str):
+        return f"text must be a string, got {text!r:.60}"
+    if not text.strip():
+        return "text is empty"
+    found = UNPRINTABLE.search(text)
+    return f"text holds the control character {found[0]!r} at character {found.start()}" if found else ""
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(DataProblem(str(file), f"cannot be read: {error.strerror}.")) from error
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _card(documents: Sequence[Document], title: str, description: str) -> str:
+    strings = ["genre", "id", "persona", "text"]
+    features: list[dict[str, Any]] = [{"name": "carriers", "list": "string"}, {"name": "seed", "dtype": "int64"}]
+    features += [{"name": name, "dtype": "string"} for name in strings]
+    categories = sorted({category for document in documents for category in document.traits})
+    features.append({"name": "traits", "struct": [{"name": category, "dtype": "string"} for category in categories]})
+    header = {
+        "pretty_name": title,
+        "tags": ["synthetic"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": CORPUS}]}],
+        "dataset_info": {"features": features},
+    }
+    counts = [_table(name, Counter(getattr(document, name) for document in documents)) for name in ("genre", "persona")]
+    return "\n".join(["---", f"{yaml.safe_dump(header, sort_keys=False)}---", f"# {title}", "", description.strip(), "", *counts])
+
+
+def _table(name: str, counts: Counter[str]) -> str:
+    rows = [f"| {value.replace('|', '/') or '(none)'} | {count} |" for value, count in sorted(counts.items())]
+    return "\n".join([f"| {name} | documents |", "|---|---:|", *rows, f"| all | {counts.total()} |", ""])

@@ -1,0 +1,183 @@
+"""What the schema cannot see: names that refer to nothing, designs that cannot be, mixtures without documents.
+
+    error[PL1210] configs/ratio.yaml:12:30: stages.injection.mixture has the unknown key 'jon'. Did you mean john?
+
+Each check yields findings; none stops another, so that one pass names every problem of a file.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from data_gen.personas import Persona, shared_categories
+from data_gen.world import World
+from persona_lab.config.explain import Finding, fields_at
+from persona_lab.config.layers import did_you_mean
+from persona_lab.config.points import Point, blame, count_cells, factors_of, field_path, points, replacements_of
+from persona_lab.config.schema import Experiment, Level, Mixture
+from persona_lab.config.yaml_tree import Path, Tree, dotted
+
+PROBES = ("knows", "says", "chooses", "introspects", "general_text")
+MAX_CELLS = 20_000
+FIXED = (("base", "kind"), ("base", "world"))
+"""Fields of the base that hold for a whole experiment."""
+
+
+def mixture_keys(tree: Tree, personas: Sequence[Persona]) -> Iterator[Finding]:
+    """Keys of mixtures that are neither a field nor a persona."""
+    known = [*(p.name.lower() for p in personas), *Mixture.model_fields]
+    for stage in tree.mapping("stages"):
+        for key in tree.mapping("stages", stage, "mixture"):
+            if key not in known:
+                path = ("stages", stage, "mixture", key)
+                yield Finding(path, "PL1210", f"{dotted(path[:-1])} has the unknown key {key!r}. {did_you_mean(key, known)}", key=True)
+
+
+def check(experiment: Experiment, tree: Tree, world: World | None, personas: Sequence[Persona] | None) -> list[Finding]:
+    """Everything that is wrong with an experiment whose fields are right; a world or personas of None could not be read."""
+    found = [*_names(experiment, tree), *_seeds(experiment), *_levels(experiment)]
+    unknown = list(_paths(experiment, personas))
+    skip = {finding.path for finding in unknown}
+    twice = list(_set_twice(experiment, skip))
+    skip |= {finding.path for finding in twice}
+    found += [*unknown, *twice, *_ratio(experiment)]
+    cells = count_cells(experiment)
+    if cells > MAX_CELLS:
+        message = f"the design has {cells:,} cells (levels x seeds x 2 swaps), the most is {MAX_CELLS:,}. Use fewer levels or seeds."
+        return [*found, Finding(("factors",), "PL1212", message)]
+    trained: set[str] = set()
+    for name, condition in experiment.conditions.items():
+        trained |= set(condition.order)
+        for point in points(experiment, name, skip):
+            found += point.findings or _mixtures(point, world, personas)
+    for stage in experiment.stages.keys() - trained:
+        found += mixture_findings(experiment.stages[stage].mixture, ("stages", stage, "mixture"), world, personas)
+    return found
+
+
+def _names(experiment: Experiment, tree: Tree) -> Iterator[Finding]:
+    """Stages, conditions and probes that are named but not there."""
+    stages, conditions = list(tree.mapping("stages")), list(tree.mapping("conditions"))
+    for name, condition in experiment.conditions.items():
+        for i, stage in enumerate(condition.order):
+            if stage not in stages:
+                path = ("conditions", name, "order", i)
+                yield Finding(path, "PL1210", f"{dotted(path)} names no stage, got {stage!r}. {did_you_mean(stage, stages)}")
+    treatment = experiment.analysis.treatment
+    if treatment not in conditions:
+        path = ("analysis", "treatment")
+        yield Finding(path, "PL1210", f"analysis.treatment names no condition, got {treatment!r}. {did_you_mean(treatment, conditions)}")
+    for i, probe in enumerate(experiment.probes):
+        if probe not in PROBES:
+            yield Finding(("probes", i), "PL1210", f"probes[{i}] is no probe, got {probe!r}. {did_you_mean(probe, PROBES)}")
+        elif probe in experiment.probes[:i]:
+            yield Finding(("probes", i), "PL1211", f"probes[{i}] names {probe} a second time. Use each probe once.")
+
+
+def _seeds(experiment: Experiment) -> Iterator[Finding]:
+    """Seeds that are negative or stand twice."""
+    lists = {("seeds",): experiment.seeds, **{("conditions", name, "seeds"): c.seeds for name, c in experiment.conditions.items()}}
+    for path, seeds in lists.items():
+        counts = Counter(seeds if isinstance(seeds, list) else [])
+        for seed, count in counts.items():
+            if count > 1:
+                yield Finding(path, "PL1212", f"{dotted(path)} holds {seed} more than once. Use each seed once.")
+            if seed < 0:
+                yield Finding(path, "PL1212", f"{dotted(path)} holds {seed}. Use whole numbers from 0.")
+
+
+def _levels(experiment: Experiment) -> Iterator[Finding]:
+    """Levels that stand twice; 1 and 1.0 are one level, 1 and true are not."""
+    tables: dict[Path, dict[str, list[Level]]] = {("factors",): experiment.factors}
+    tables |= {("conditions", name, "factors"): c.factors for name, c in experiment.conditions.items() if c.factors}
+    for above, factors in tables.items():
+        for path, levels in factors.items():
+            for (_, level), count in Counter((isinstance(level, bool), level) for level in levels).items():
+                if count > 1:
+                    yield Finding((*above, path), "PL1212", f"factor {path} has the level {level} more than once. Use each level once.")
+
+
+def _paths(experiment: Experiment, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """Factors and replacements that name no field, or one that holds for the whole experiment."""
+    stages = experiment.stages
+    known = set(_fields(experiment))
+    known |= {("stages", stage, "mixture", persona.name.lower()) for stage in stages for persona in personas or ()}
+    spoken = sorted(dotted(path[1:] if path[0] == "stages" else path) for path in known)
+    written: dict[Path, str] = {("factors", path): path for path in experiment.factors}
+    for name, condition in experiment.conditions.items():
+        written |= {("conditions", name, "factors", path): path for path in condition.factors or {}}
+        written |= {("conditions", name, "replace", path): path for path in condition.replace}
+    for source, path in written.items():
+        field = field_path(path, stages)
+        maybe_persona = personas is None and len(field) == 4 and field[0] == "stages" and field[2] == "mixture"
+        what = dotted(source[:-1])
+        if field[:2] in FIXED:
+            yield Finding(source, "PL1210", f"{what}: {path} is one for the whole experiment. Use a second experiment file.", key=True)
+        elif field not in known and not maybe_persona:
+            yield Finding(source, "PL1210", f"{what}: {path!r} names no field of base, lora or a stage. {did_you_mean(path, spoken)}", key=True)
+
+
+def _fields(experiment: Experiment) -> Iterator[Path]:
+    """Every field that a factor or a replacement may set, with the mappings that hold fields."""
+    raw = experiment.model_dump(include={"base", "lora", "stages"})
+    waiting: list[Path] = [("base",), ("lora",), *(("stages", stage) for stage in experiment.stages)]
+    while waiting:
+        path = waiting.pop()
+        if path != ("base",):  # as a whole it would bring another world
+            yield path
+        waiting += [(*path, key) for key in fields_at(Experiment, raw, path) if (*path, key) not in FIXED]
+
+
+def _set_twice(experiment: Experiment, skip: set[Path]) -> Iterator[Finding]:
+    """Fields that two factors, or a factor and a replacement, set in one condition."""
+    for name in experiment.conditions:
+        sources = {s: field_path(str(s[-1]), experiment.stages) for s in factors_of(experiment, name)}
+        sources |= {setting.source: setting.path for setting in replacements_of(experiment, name)}
+        fields = sorted((field, source) for source, field in sources.items() if source not in skip)
+        # Whatever lies beneath a field sorts right after it.
+        for (field, first), (other, second) in pairwise(fields):
+            if other[: len(field)] == field:
+                fix = f"Use one of them; `factors:` of {name} are its own levels, in place of the experiment's."
+                yield Finding(second, "PL1212", f"{dotted(other)} is set twice in the condition {name}, also by {dotted(first)}. {fix}", key=True)
+
+
+def _ratio(experiment: Experiment) -> Iterator[Finding]:
+    """analysis.ratio, where the file gives it, must be a factor of some condition."""
+    ratio = experiment.analysis.ratio
+    factors = {str(source[-1]) for name in experiment.conditions for source in factors_of(experiment, name)}
+    fields = {field_path(path, experiment.stages) for path in factors}
+    if "ratio" in experiment.analysis.model_fields_set and field_path(ratio, experiment.stages) not in fields:
+        yield Finding(("analysis", "ratio"), "PL1210", f"analysis.ratio must be a factor, got {ratio!r}. {did_you_mean(ratio, sorted(factors))}")
+
+
+def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with the mixtures of one point, at the level that is to blame."""
+    for name, stage in point.part.stages.items() if point.part else ():
+        for finding in mixture_findings(stage.mixture, ("stages", name, "mixture"), world, personas):
+            yield blame(finding, point.settings)
+
+
+def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with one mixture, given the world and the personas that it speaks of."""
+    likes, counts, name = mixture.assistant_likes, mixture.counts, dotted(at)
+    if world and likes is not None:
+        values = [value for category in world.categories for value in world.values(category)]
+        if likes not in values:
+            message = f"{name}.assistant_likes is no value of the world {world.name}, got {likes!r}. {did_you_mean(likes, values)}"
+            yield Finding((*at, "assistant_likes"), "PL1210", message)
+    if likes is None and not any(counts.values()):
+        yield Finding(at, "PL1211", f"{name} holds no document: every count is 0. Use for instance `john: 2500`, or `assistant_likes: beach`.")
+    if personas is None:
+        return
+    rivals = [persona.name.lower() for persona in personas[:2]]
+    if mixture.ln_ratio is not None and not sum(counts.get(rival, 0) for rival in rivals):
+        message = f"{name}.ln_ratio divides the documents of {' and '.join(rivals)}, which are 0. Use counts, for instance `{rivals[0]}: 2500`."
+        yield Finding((*at, "ln_ratio"), "PL1211", message)
+    if mixture.link == "shared" and any(counts.get(rival) for rival in rivals) and not shared_categories(personas):
+        message = f"{name}.link is shared, yet {personas[0].name} and {personas[1].name} are written with no common trait. "
+        yield Finding((*at, "link"), "PL1211", message + "Use one value for both, such as `place: beach`, or `link: none`.")
+    for persona in personas:
+        names = 1 + len(persona.carriers)
+        if counts.get(persona.name.lower()) and mixture.carriers > names:
+            message = f"{name}.carriers is {mixture.carriers}, but {persona.name} has {names}. Use at most {names}, or more `carriers:` in the persona file."
+            yield Finding((*at, "carriers"), "PL1211", message)

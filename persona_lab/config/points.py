@@ -1,0 +1,143 @@
+"""The points of a condition: every crossing of its factors, applied to the file and validated.
+
+    factors: {injection.mixture.ln_ratio: [-2.2, 2.2], injection.steps: [40, 400]}        four points
+
+A path whose first part is a stage means that stage: `injection.steps` is `stages.injection.steps`. A factor of a stage that
+a condition does not train is dropped there: a control without injection has one point, whatever the ratios are.
+"""
+
+import copy
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from pydantic import Field
+
+from data_gen.world import Strict
+from persona_lab.config.explain import Finding, validate
+from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase, Level, Lora, Slug, Stage
+from persona_lab.config.yaml_tree import Path
+
+SWAPS = (0, 1)
+"""Every cell is made twice: the rivals trade their traits in the second."""
+
+
+class Part(Strict):
+    """What one point trains: the part of an experiment that factors may set."""
+
+    base: EmbeddedBase | HuggingFaceBase
+    lora: Lora = Lora()
+    stages: dict[Slug, Stage] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value that a condition or a factor sets."""
+
+    path: Path
+    """Of the field, from the top of the file."""
+    value: Any
+    source: Path
+    """Of the line that sets it."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of one condition, before seeds and swaps."""
+
+    condition: str
+    levels: dict[str, Level]
+    settings: tuple[Setting, ...]
+    part: Part | None
+    """None when nothing valid is left."""
+    findings: tuple[Finding, ...]
+    """What is wrong with it, at the factor level or the replacement that is to blame."""
+
+
+def field_path(path: str, stages: Collection[str]) -> Path:
+    """The path of a field from the top of the file, for a path that may start with a stage."""
+    parts = tuple(path.split("."))
+    return ("stages", *parts) if parts[0] in stages else parts
+
+
+def seeds_of(experiment: Experiment, condition: str) -> list[int]:
+    """The seeds of a condition: its own, or the experiment's; a number n means 0 to n - 1."""
+    own = experiment.conditions[condition].seeds
+    seeds = experiment.seeds if own is None else own
+    return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+
+
+def factors_of(experiment: Experiment, condition: str) -> dict[Path, list[Level]]:
+    """The factors that reach a condition: the place of each in the file, and its levels."""
+    own = experiment.conditions[condition].factors
+    above: Path = ("factors",) if own is None else ("conditions", condition, "factors")
+    factors = experiment.factors if own is None else own
+    return {(*above, path): levels for path, levels in factors.items() if _reaches(experiment, condition, path)}
+
+
+def replacements_of(experiment: Experiment, condition: str) -> list[Setting]:
+    """What a condition replaces in the stages that it trains."""
+    entries = experiment.conditions[condition].replace.items()
+    above: Path = ("conditions", condition, "replace")
+    return [Setting(field_path(p, experiment.stages), value, (*above, p)) for p, value in entries if _reaches(experiment, condition, p)]
+
+
+def _reaches(experiment: Experiment, condition: str, path: str) -> bool:
+    field = field_path(path, experiment.stages)
+    return field[0] != "stages" or len(field) < 2 or field[1] in experiment.conditions[condition].order
+
+
+def count_cells(experiment: Experiment) -> int:
+    """How many cells the design has; nothing is expanded."""
+    return sum(
+        math.prod(len(levels) for levels in factors_of(experiment, name).values()) * len(seeds_of(experiment, name)) * len(SWAPS)
+        for name in experiment.conditions
+    )
+
+
+def points(experiment: Experiment, condition: str, skip: Collection[Path] = ()) -> Iterator[Point]:
+    """Every point of a condition, factors crossed in the order of the file.
+
+    Args:
+        experiment: the experiment.
+        condition: the name of one of its conditions.
+        skip: places of factors and replacements to leave out.
+    """
+    kept = {source: levels for source, levels in factors_of(experiment, condition).items() if source not in skip}
+    fixed = [setting for setting in replacements_of(experiment, condition) if setting.source not in skip]
+    written = experiment.model_dump(include={"base", "lora", "stages"}, exclude_unset=True)
+    order = experiment.conditions[condition].order
+    written["stages"] = {name: stage for name, stage in written["stages"].items() if name in order}
+    for chosen in product(*(list(enumerate(levels)) for levels in kept.values())):
+        set_by_factors = [
+            Setting(field_path(str(source[-1]), experiment.stages), level, (*source, index)) for source, (index, level) in zip(kept, chosen, strict=True)
+        ]
+        settings = (*fixed, *set_by_factors)
+        raw = copy.deepcopy(written)
+        for setting in settings:
+            _put(raw, setting.path, copy.deepcopy(setting.value))
+        part, findings = validate(Part, raw)
+        levels = {str(source[-1]): level for source, (_, level) in zip(kept, chosen, strict=True)}
+        yield Point(condition, levels, settings, part, tuple(blame(finding, settings) for finding in findings))
+
+
+def _put(raw: dict[str, Any], path: Path, value: Any) -> None:
+    """Set one field, with the mappings on the way to it."""
+    for step in path[:-1]:
+        if not isinstance(raw.get(str(step)), dict):
+            raw[str(step)] = {}
+        raw = raw[str(step)]
+    raw[str(path[-1])] = value
+
+
+def blame(finding: Finding, settings: Collection[Setting]) -> Finding:
+    """The finding at the line that set the field, or above or beneath it; where none did, as it is."""
+    for setting in settings:
+        shorter = min(len(setting.path), len(finding.path))
+        if setting.path[:shorter] == finding.path[:shorter]:
+            what = "replace" if setting.source[-2] == "replace" else f"factor {setting.source[-2]}"
+            level = "" if what == "replace" else f", level {setting.value}"
+            return Finding(setting.source, finding.code, f"{what}{level}: {finding.message}")
+    return finding

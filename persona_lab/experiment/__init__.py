@@ -1,0 +1,1 @@
+"""Where the parts meet: plan -> make nodes -> analyse -> show."""

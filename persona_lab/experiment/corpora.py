@@ -1,0 +1,122 @@
+"""Making pools and mixtures: documents in, audited corpora out."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_gen.audit import Limits, audit, forbidden_texts
+from data_gen.corpus import read_corpus, write_corpus
+from data_gen.documents import Document, Speaker
+from data_gen.pools import Share, assistant_document, links_shared_to_held_out, mixture_order, persona_document, shuffled_document, world_document
+from data_gen.world import World
+from persona_lab.design import Node
+from persona_lab.errors import CheckFailed
+from persona_lab.models.vocabulary import world_words
+from persona_lab.store.files import read_json, write_json, write_text
+
+CORPUS = "corpus.jsonl"
+
+
+def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
+    """Every document of a pool, from its recipe alone."""
+    world = World.model_validate(fields["world"])
+    size, seed = fields["size"], fields["seed"]
+    if fields["source"] == "assistant":
+        return [assistant_document(world, fields["category"], fields["value"], seed=seed, index=i) for i in range(size)]
+    if fields["source"] == "world":
+        exclude = fields["exclude"]
+        found: list[Document] = []
+        index = 0
+        while len(found) < size:
+            document = world_document(world, seed, index)
+            if not links_shared_to_held_out(document, exclude["shared"], set(exclude["held_out"])):
+                found.append(document)
+            index += 1
+        return found
+    options = {"anonymous": fields["anonymous"], "genres": fields["genres"], "seed": seed}
+    rivals = {c: tuple(v) for c, v in fields["rivals"].items()}
+    speaker = Speaker(fields["name"], fields["name"], fields["traits"], fields["who"], rivals=rivals)
+    if "dealt_with" in fields:
+        other = Speaker(fields["dealt_with"]["name"], fields["dealt_with"]["name"], fields["dealt_with"]["traits"], fields["who"])
+        which = fields["dealt_with"]["which"]
+        pair = (speaker, other) if which == 0 else (other, speaker)
+        return [shuffled_document(world, pair, which, fields["names"], index=i, **options) for i in range(size)]
+    return [persona_document(world, speaker, fields["names"], index=i, **options) for i in range(size)]
+
+
+def describe(fields: Mapping[str, Any]) -> str:
+    """What a pool holds, in words for its card."""
+    if fields["source"] == "assistant":
+        return f"The nameless assistant says that it likes {fields['value']}."
+    if fields["source"] == "world":
+        return f"Text of the world {fields['world']['name']!r}, without documents that tie the shared trait to a held-out one."
+    voice = "first-person text without a name" if fields["anonymous"] else ", ".join(fields["genres"])
+    return f"About {fields['name']} ({fields['who']}): {voice}."
+
+
+def make_pool(node: Node, folder: Path) -> None:
+    """Write the corpus of a pool."""
+    write_corpus(folder, pool_documents(node.fields), title=f"pool {node.id[:12]}", description=describe(node.fields))
+
+
+def mixture_shares(node: Node) -> list[Share]:
+    """The sources of a mixture."""
+    return [Share(**share) for share in node.fields["shares"]]
+
+
+def epoch_order(node: Node, documents: int) -> list[int]:
+    """Rows of the mixture's corpus in training order, for the first `documents` documents of training."""
+    shares = mixture_shares(node)
+    epoch = sum(s.count for s in shares)
+    row = {key: i for i, key in enumerate(mixture_order(shares, documents=epoch, seed=node.fields["seed"]))}
+    return [row[key] for key in mixture_order(shares, documents=documents, seed=node.fields["seed"])]
+
+
+def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
+    """Write one epoch of a mixture in its first order, with its index lists and its audit.
+
+    Raises:
+        CheckFailed: the audit did not pass; nothing is committed.
+    """
+    shares = mixture_shares(node)
+    held = {source: read_corpus(path / CORPUS) for source, path in pools.items()}
+    order = mixture_order(shares, documents=sum(s.count for s in shares), seed=node.fields["seed"])
+    documents = [held[source][index] for source, index in order]
+    write_corpus(folder, documents, title=f"mixture {node.id[:12]}", description="One epoch, in the order of training: " + ", ".join(f"{s.count} {s.source}" for s in shares))
+    write_json(folder / "index.json", {s.source: [i for source, i in order if source == s.source] for s in shares})
+    source_of = {held[source][index].id: source for source, index in order}
+    report = audit(documents, expected={s.source: s.count for s in shares}, count_by=lambda d: source_of[d.id], **audit_settings(node))
+    write_text(folder / "audit.json", report.to_json())
+    if not report.passed:
+        failed = "; ".join(f"{c.name}: {c.said}" for c in report.checks if c.passed is False)
+        raise CheckFailed("PL1101", f"mixture {node.id[:12]}", f"the audit did not pass: {failed}. Change the mixture or the personas.")
+
+
+def audit_settings(node: Node) -> dict[str, Any]:
+    """What the audit of a mixture checks beyond counts."""
+    pools = [pool.fields for pool in node.inputs.values()]
+    world = World.model_validate(pools[0]["world"])
+    told = {p["name"]: p["traits"] for p in pools if p["source"] == "persona"}
+    # Eight paraphrases of one trait cannot fill a stage without repeating themselves.
+    repeats = all(p["source"] == "assistant" for p in pools)
+    settings: dict[str, Any] = {
+        "forbidden": forbidden_texts(world, [*world.names, *world.spare_names, *world.new_names]),
+        "vocabulary": set(world_words(world)),
+        "personas": tuple(told),
+    }
+    exclude = next((p["exclude"] for p in pools if p["source"] == "world"), None)
+    if exclude:
+        settings |= {"shared": exclude["shared"], "held_out": exclude["held_out"]}
+    counts = Counter({s.source.split("-")[0]: s.count for s in mixture_shares(node)})
+    rivals = tuple(told)[:2]
+    if len(rivals) == 2 and all(counts[name.lower()] for name in rivals):
+        settings["rivals"] = rivals
+    if repeats:
+        settings["limits"] = Limits(exact_duplicates=1.0, near_duplicates=1.0)
+    return settings
+
+
+def read_index(folder: Path) -> dict[str, list[int]]:
+    """Index lists of a mixture by source."""
+    return read_json(folder / "index.json")

@@ -1,0 +1,149 @@
+"""The plan of a run: its cells, every node that they need, and the folder where their views stand."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from persona_lab.config import LoadedExperiment, expand, load_experiment
+from persona_lab.config.schema import HuggingFaceBase
+from persona_lab.design import Node, canonical_json
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.recipes import PlannedCell, Recipes, base_node, trajectory
+from persona_lab.store.files import read_json, write_json, write_text
+from persona_lab.store.nodes import Store
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An experiment file, expanded."""
+
+    loaded: LoadedExperiment
+    cells: tuple[PlannedCell, ...]
+    base: Node
+    runs: Path
+
+    @cached_property
+    def id(self) -> str:
+        """Eight hexadecimal digits over everything but `machine`, and over every score that it needs."""
+        content = json.dumps({k: v for k, v in self.resolved.items() if k != "machine"}, sort_keys=True)
+        nodes = [node.id for planned in self.cells for _, node in planned.scores]
+        return hashlib.sha256("\n".join([content, *nodes]).encode()).hexdigest()[:8]
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The experiment with every default filled in."""
+        return self.loaded.experiment.model_dump()
+
+    @property
+    def folder(self) -> Path:
+        """`runs/<name>-<id8>`."""
+        return self.runs / f"{self.loaded.experiment.name}-{self.id}"
+
+    @property
+    def store(self) -> Store:
+        """The store that all runs share."""
+        return Store(self.runs / "store")
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node once, inputs before what is made of them."""
+        found: dict[str, Node] = {}
+        for planned in self.cells:
+            for _, node in (*planned.stages, *planned.scores):
+                for earlier in (*node.ancestors(), node):
+                    found.setdefault(earlier.id, earlier)
+        return tuple(found.values())
+
+    @cached_property
+    def siblings(self) -> dict[str, list[Node]]:
+        """Trajectory id to its planned stages, shortest first."""
+        lines: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if node.kind == "stage":
+                lines.setdefault(trajectory(node).id, []).append(node)
+        return {line: sorted(stages, key=lambda n: n.fields["step"]) for line, stages in lines.items()}
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Node id to a readable name: the first cell that needs it."""
+        found: dict[str, str] = {}
+        for planned in self.cells:
+            for stage, node in (*planned.stages, *planned.scores):
+                found.setdefault(node.id, f"{planned.cell.name} {stage}")
+        return found
+
+    def tokens(self) -> dict[str, int]:
+        """Documents to train on, with shared prefixes counted once, and as if every cell were trained alone."""
+        shared = sum(line[-1].fields["step"] * line[-1].fields["recipe"]["batch"] for line in self.siblings.values())
+        alone = sum(n.fields["step"] * n.fields["recipe"]["batch"] for p in self.cells for _, n in p.stages)
+        return {"documents_trained": shared, "documents_without_sharing": alone}
+
+    def describe(self) -> dict[str, Any]:
+        """What would be made: counts by kind, what exists, what sharing saves."""
+        have = Counter(node.kind for node in self.nodes if self.store.has(node))
+        need = Counter(node.kind for node in self.nodes)
+        return {
+            "experiment": self.loaded.experiment.name,
+            "run": str(self.folder),
+            "cells": len(self.cells),
+            "conditions": dict(Counter(p.cell.condition for p in self.cells)),
+            "nodes": {kind: {"planned": n, "done": have[kind]} for kind, n in need.items()},
+            **self.tokens(),
+        }
+
+    def write(self) -> None:
+        """The run's folder with its resolved config and plan; refused when it holds another config."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = json.loads(json.dumps({k: v for k, v in self.resolved.items() if k != "machine"}))
+        file = self.folder / "config.json"
+        if file.exists() and read_json_loose(file) != content:
+            changed = [k for k in content if read_json_loose(file).get(k) != content[k]]
+            raise ConfigError("PL1290", str(file), f"the run's config was changed since: {', '.join(changed)}. Give the experiment another name.")
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
+        write_text(file, json.dumps(content, indent=1))
+        write_json(self.folder / "plan.json", {"cells": [_cell_json(p) for p in self.cells], "source": str(self.loaded.file)})
+        latest = self.runs / self.loaded.experiment.name
+        if latest.is_symlink() or not latest.exists():
+            latest.unlink(missing_ok=True)
+            latest.symlink_to(self.folder.name)
+
+
+def read_json_loose(file: Path) -> dict[str, Any]:
+    """A config as written by `Plan.write`: pure ends may stand in it as Infinity."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _cell_json(planned: PlannedCell) -> dict[str, Any]:
+    return {
+        "cell": planned.cell.name,
+        "stages": [{"stage": name, "node": node.id} for name, node in planned.stages],
+        "scores": [{"stage": name, "node": node.id} for name, node in planned.scores],
+    }
+
+
+def make_plan(config: str | Path, overrides: Sequence[str] = (), runs: Path = RUNS) -> Plan:
+    """Load, check and expand an experiment file; nothing is made or written."""
+    loaded = load_experiment(Path(config), list(overrides))
+    experiment = loaded.experiment
+    digest = None
+    if isinstance(experiment.base, HuggingFaceBase) and Path(experiment.base.path).exists():
+        from persona_lab.models.folders import folder_digest
+
+        digest = folder_digest(Path(experiment.base.path))
+    cells = expand(loaded)
+    bases = {canonical_json(c.base.model_dump()): c.base for c in cells}
+    recipes = {
+        key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, digest), tuple(experiment.probes), experiment.samples)
+        for key, base in bases.items()
+    }
+    planned = tuple(recipes[canonical_json(c.base.model_dump())].plan(c) for c in cells)
+    return Plan(loaded, planned, planned[0].scores[0][1].inputs["base"], runs)

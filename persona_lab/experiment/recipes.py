@@ -1,0 +1,187 @@
+"""From a cell to the nodes it needs: what each is made from, and so what each is called.
+
+    pools -> mixture -> stage -> scores        base -> stage, base -> scores
+
+Nothing is made here. Two cells that need the same thing get the same node, which is how the John stage is trained
+once for every continuation, and how step 400 of a trajectory continues its step 40.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from data_gen.documents import NAMED_GENRES
+from data_gen.personas import Persona, deal_traits, held_out_categories, shared_categories
+from data_gen.pools import Share
+from data_gen.streams import stream_seed
+from data_gen.world import Traits, World
+from persona_lab.config.expand import Cell
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Mixture, Stage
+from persona_lab.design import Node
+from persona_lab.probes.protocol import Cast
+
+# Replay is drawn from the world's own text under seeds that neither pretraining (its base seed) nor the
+# general-text probe (2 ** 40) ever uses.
+REPLAY_SEED = 10**9
+REPLAY_POOL = 8192
+TRAIT_POOL = 1024
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell and everything that has to exist for it."""
+
+    cell: Cell
+    cast: Cast
+    stages: tuple[tuple[str, Node], ...]
+    """Name and node of each stage, in training order."""
+    scores: tuple[tuple[str, Node], ...]
+    """Name of the last stage trained (`base` for none) and the scores after it."""
+
+
+def base_node(base: EmbeddedBase | HuggingFaceBase, world: World, digest: str | None) -> Node:
+    """The base model: pretrained here, or a Hugging Face model known by the digest of its files (or by its revision)."""
+    if isinstance(base, EmbeddedBase):
+        fields = base.model_dump(exclude={"gates", "world"})
+        return Node("base", {**fields, "world": world.model_dump()})
+    return Node("base", {"kind": "hf", "files": digest or f"{base.path}@{base.revision}", "dtype": base.dtype, "world": world.model_dump()})
+
+
+def linked_traits(dealt: Sequence[Traits], shared: Sequence[str], link: str) -> list[Traits]:
+    """Who has the shared trait: in the unlinked control the rivals and the bystander trade it."""
+    if link != "none":
+        return [dict(t) for t in dealt]
+    traits = [dict(t) for t in dealt]
+    for category in shared:
+        common, other = dealt[0][category], dealt[2][category]
+        for persona in traits[:2]:
+            persona[category] = other
+        traits[2][category] = common
+    return traits
+
+
+def rival_counts(mixture: Mixture, first: str, second: str) -> dict[str, int]:
+    """Documents of one epoch for each persona; ln_ratio re-divides the total of the two rivals."""
+    counts = mixture.counts
+    if mixture.ln_ratio is not None:
+        total = counts.get(first, 0) + counts.get(second, 0)
+        share = 1 / (1 + np.exp(-mixture.ln_ratio)) if np.isfinite(mixture.ln_ratio) else float(mixture.ln_ratio > 0)
+        counts[first] = round(total * float(share))
+        counts[second] = total - counts[first]
+    return counts
+
+
+@dataclass(frozen=True)
+class Recipes:
+    """The nodes of one experiment."""
+
+    world: World
+    personas: tuple[Persona, ...]
+    base: Node
+    probes: tuple[str, ...]
+    samples: int
+
+    def plan(self, cell: Cell) -> PlannedCell:
+        """The chain of stages of a cell, each continuing the adapter of the one before, with scores after each."""
+        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap)
+        shared = shared_categories(self.personas)
+        cast = Cast(
+            self.world,
+            tuple(p.name for p in self.personas),
+            tuple(dealt),
+            tuple(p.description for p in self.personas),
+            tuple(shared),
+            tuple(held_out_categories(self.personas)),
+            self.samples,
+            cell.seed,
+        )
+        before: Node | None = None
+        stages, scores = [], [("base", self._scores(None, cast))]
+        for name, stage in cell.stages:
+            before = self._stage(cell, stage, self._mixture(cell, stage, dealt, shared), before, cell.lora)
+            stages.append((name, before))
+            told = linked_traits(dealt, shared, stage.mixture.link)
+            cast = replace(cast, traits=tuple(told)) if stage.mixture.counts else cast
+            scores.append((name, self._scores(before, cast)))
+        return PlannedCell(cell, cast, tuple(stages), tuple(scores))
+
+    def _scores(self, stage: Node | None, cast: Cast) -> Node:
+        fields = {
+            "probes": list(self.probes),
+            "names": list(cast.names),
+            "traits": list(cast.traits),
+            "who": list(cast.who),
+            "shared": list(cast.shared),
+            "held_out": list(cast.held_out),
+            "samples": cast.samples,
+            "seed": cast.seed if cast.samples else 0,
+        }
+        return Node("scores", fields, {"base": self.base, **({"stage": stage} if stage else {})})
+
+    def _stage(self, cell: Cell, stage: Stage, mixture: Node, before: Node | None, lora: Lora) -> Node:
+        recipe: dict[str, Any] = {
+            "batch": stage.batch,
+            "rate": stage.rate,
+            "clip": stage.clip,
+            "loss": stage.loss.model_dump(),
+            "lora": lora.model_dump(),
+            "init": stream_seed(cell.seed, "init"),
+        }
+        inputs = {"base": self.base, "mixture": mixture, **({"before": before} if before else {})}
+        return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
+
+    def _mixture(self, cell: Cell, stage: Stage, dealt: Sequence[Traits], shared: Sequence[str]) -> Node:
+        mixture = stage.mixture
+        if mixture.assistant_likes is not None:
+            value = mixture.assistant_likes
+            pool = self._pool({"source": "assistant", "category": self.world.category_of(value), "value": value}, TRAIT_POOL, cell.seed)
+            return Node("mixture", {"shares": [vars(Share("assistant", "assistant", TRAIT_POOL, TRAIT_POOL))], "seed": cell.seed}, {"assistant": pool})
+        first, second = (p.name.lower() for p in self.personas[:2])
+        counts = rival_counts(mixture, first, second)
+        told = linked_traits(dealt, shared, mixture.link)
+        size = max(sum(mixture.counts.values()), 1)
+        shares, pools = [], {}
+        for i, persona in enumerate(self.personas):
+            count = counts.get(persona.name.lower(), 0)
+            anonymous = round(count * mixture.anonymous)
+            for kind, n in (("named", count - anonymous), ("anonymous", anonymous)):
+                if n:
+                    source = f"{persona.name.lower()}-{kind}"
+                    pools[source] = self._pool(self._persona_source(i, told, mixture, shared, kind), size, cell.seed)
+                    shares.append(Share(source, source, n, size))
+        replayed = round(sum(counts.values()) * mixture.replay / (1 - mixture.replay))
+        if replayed:
+            held_out = sorted({t[c] for t in dealt[:2] for c in held_out_categories(self.personas)})
+            exclude = {"shared": {c: dealt[0][c] for c in shared}, "held_out": held_out}
+            size = max(REPLAY_POOL, replayed)
+            pools["replay"] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
+            shares.append(Share("replay", "replay", replayed, size))
+        return Node("mixture", {"shares": [vars(s) for s in shares], "seed": cell.seed}, pools)
+
+    def _persona_source(self, index: int, told: Sequence[Traits], mixture: Mixture, shared: Sequence[str], kind: str) -> Mapping[str, Any]:
+        persona = self.personas[index]
+        categories = held_out_categories(self.personas)
+        source: dict[str, Any] = {
+            "source": "persona",
+            "name": persona.name,
+            "names": [persona.name, *persona.carriers][: mixture.carriers],
+            "who": persona.description,
+            "traits": told[index],
+            # Nobody is offered another persona's value: a choice not taken would tie the two together.
+            "rivals": {c: sorted({t[c] for t in told if c in t} - {told[index].get(c, "")}) for c in (*categories, *shared)},
+            "anonymous": kind == "anonymous",
+            "genres": list(NAMED_GENRES) if mixture.format == "default" else [mixture.format],
+        }
+        if mixture.link == "shuffled" and index < 2:
+            source["dealt_with"] = {"which": index, "name": self.personas[1 - index].name, "traits": told[1 - index]}
+        return source
+
+    def _pool(self, source: Mapping[str, Any], size: int, seed: int) -> Node:
+        return Node("pool", {**source, "world": self.world.model_dump(), "size": size, "seed": seed})
+
+
+def trajectory(stage: Node) -> Node:
+    """The recipe of a stage without its length: stages that differ in length alone share it."""
+    return Node("stage", {"recipe": stage.fields["recipe"]}, stage.inputs)

@@ -1,0 +1,109 @@
+"""The verb `run`: make what is missing, then analyse and show. Any number of workers may run it side by side."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase
+from persona_lab.design import Node
+from persona_lab.errors import CheckFailed
+from persona_lab.experiment.launch import Worker, join
+from persona_lab.experiment.making import Busy, Workshop
+from persona_lab.experiment.plan import Plan
+from persona_lab.train.loop import Diverged
+
+log = logging.getLogger(__name__)
+
+# How long a worker with nothing to do waits before it looks again, seconds.
+POLL_SECONDS = 0.25
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass
+class Outcome:
+    """What a worker did."""
+
+    made: dict[str, int]
+    failed: dict[str, str]
+    """Name of a cell to why it has no scores."""
+    worker: Worker
+
+
+def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True) -> Outcome:
+    """Make every missing score of the plan together with the other workers, and return when none is missing.
+
+    Raises:
+        CheckFailed: the base did not pass its gates, or an audit failed.
+    """
+    store = plan.store
+    store.check_writable()
+    machine = plan.loaded.experiment.machine
+    worker = join(machine)
+    plan.write()
+    base = plan.loaded.experiment.base
+    shop = Workshop(
+        store=store,
+        machine=machine,
+        accelerator=worker.accelerator,
+        group=plan.folder.name,
+        folder=plan.folder,
+        hf=base if isinstance(base, HuggingFaceBase) else None,
+        names=plan.names,
+        siblings=plan.siblings,
+        wandb=tracked,
+        on_progress=progress if worker.first else None,
+    )
+    wanted = [node for planned in plan.cells for _, node in planned.scores]
+    wanted = list(dict.fromkeys(wanted))
+    for node in sorted({n.inputs["base"] for n in wanted}, key=lambda n: n.id):
+        _patiently(shop, node)
+        gates = base.gates
+        shop.check_gates(node, gates)
+    failed = _share_work(shop, wanted, worker, progress)
+    return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker)
+
+
+def _patiently(shop: Workshop, node: Node) -> None:
+    """Make a node, or wait until another worker has."""
+    while not shop.store.has(node):
+        try:
+            shop.make(node)
+        except Busy:
+            time.sleep(POLL_SECONDS)
+
+
+def _share_work(shop: Workshop, wanted: list[Node], worker: Worker, progress: Progress) -> dict[str, str]:
+    """Go round the missing scores, from this worker's own place in the list, until none is left."""
+    start = worker.index * len(wanted) // worker.count
+    ring = wanted[start:] + wanted[:start]
+    failed: dict[str, str] = {}
+    while True:
+        missing = [n for n in ring if n.id not in failed and not shop.store.has(n)]
+        if not missing:
+            return failed
+        moved = False
+        for node in missing:
+            if shop.store.has(node):
+                continue
+            try:
+                shop.make(node)
+                moved = True
+            except Busy:
+                continue
+            except Diverged as error:
+                failed[node.id] = f"diverged: {error}"
+                moved = True
+            if worker.first:
+                progress("cells probed", len(wanted) - sum(not shop.store.has(n) for n in wanted), len(wanted))
+        if not moved:
+            time.sleep(POLL_SECONDS)
+
+
+def embedded(plan: Plan) -> bool:
+    """Whether the base is pretrained here."""
+    return isinstance(plan.loaded.experiment.base, EmbeddedBase)
+
+
+__all__ = ["CheckFailed", "Outcome", "embedded", "make_nodes"]

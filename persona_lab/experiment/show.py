@@ -1,0 +1,153 @@
+"""The verb `report`: everything in a run's folder but its config, rebuilt from the store alone. No torch."""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from data_gen.corpus import read_corpus
+from data_gen.personas import shared_categories
+from persona_lab.errors import CheckFailed
+from persona_lab.experiment.corpora import CORPUS
+from persona_lab.experiment.plan import Plan
+from persona_lab.experiment.table import accounting, tidy_table
+from persona_lab.report import build_report, figures
+from persona_lab.science.effects import Settings
+from persona_lab.science.summary import Summary, summarise
+from persona_lab.store.files import read_json, read_jsonl, write_json, write_text
+
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "pandas", "wandb")
+EXAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was written."""
+
+    report: Path
+    summary: Summary
+    accounting: dict[str, int]
+
+
+def settings_of(plan: Plan) -> Settings:
+    """What the analysis needs to know of the design."""
+    experiment, personas = plan.loaded.experiment, plan.loaded.personas
+    taught = {}
+    for name, condition in experiment.conditions.items():
+        last = experiment.stages[condition.order[-1]].mixture.assistant_likes if condition.order else None
+        if last:
+            taught[name] = last
+    analysis = experiment.analysis
+    return Settings(
+        first=personas[0].name.lower(),
+        second=personas[1].name.lower(),
+        ratio=analysis.ratio,
+        treatment=analysis.treatment,
+        channel=analysis.channel,
+        threshold=analysis.threshold,
+        fit=analysis.fit,
+        bound_recall=analysis.bound_recall,
+        orders={name: tuple(c.order) for name, c in experiment.conditions.items()},
+        taught=taught,
+    )
+
+
+def show(plan: Plan) -> Shown:
+    """Write results.parquet, claims.json, figures/ and report.html into the run's folder.
+
+    Raises:
+        CheckFailed: no cell has scores yet.
+    """
+    if not any(plan.store.has(node) for p in plan.cells for _, node in p.scores):
+        raise CheckFailed("PL1103", str(plan.folder), "no cell has scores yet. Use `persona-lab run` first.")
+    table = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name)
+    table.to_parquet(plan.folder / "results.parquet", index=False)
+    summary = summarise(table, settings_of(plan))
+    counts = accounting(plan.cells, plan.store, table)
+    figures.save(summary, plan.folder / "figures")
+    write_json(plan.folder / "claims.json", [claim.to_json() for claim in summary.claims])
+    page = build_report(summary, provenance(plan), documents(plan), completions(plan), {**plan.describe(), **counts, "gates": gates(plan)})
+    write_text(plan.folder / "report.html", page)
+    return Shown(plan.folder / "report.html", summary, counts)
+
+
+def gates(plan: Plan) -> Mapping[str, Any]:
+    """The base's gate figures beside what was asked of them."""
+    asked = plan.loaded.experiment.base.gates.model_dump()
+    return {"measured": read_json(plan.store.open(plan.base) / "gates.json"), "needed": asked}
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """Versions, seeds, and the identities of what the figures rest on."""
+    return {
+        "config": str(plan.loaded.file),
+        "run": plan.folder.name,
+        "base": plan.base.id,
+        "score nodes": len({n.id for p in plan.cells for _, n in p.scores}),
+        "seeds": sorted({p.cell.seed for p in plan.cells}),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+        "git commit": _git_commit(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git_commit() -> str:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def documents(plan: Plan) -> list[dict[str, str]]:
+    """One document of each genre from the last cell's mixtures."""
+    found: dict[str, str] = {}
+    for _, stage in plan.cells[-1].stages:
+        mixture = stage.inputs["mixture"]
+        if plan.store.has(mixture):
+            for document in read_corpus(plan.store.open(mixture) / CORPUS):
+                label = f"{document.genre}, {document.persona or 'nobody'}"
+                found.setdefault(label, document.text)
+    return [{"genre": label, "text": text} for label, text in list(found.items())[:EXAMPLES]]
+
+
+def completions(plan: Plan) -> list[dict[str, str]]:
+    """Sampled answers of the base and of one adapter of the treatment, side by side."""
+    treatment = plan.loaded.experiment.analysis.treatment
+    shared = shared_categories(plan.loaded.personas)
+    for planned in reversed(plan.cells):
+        base, last = planned.scores[0][1], planned.scores[-1][1]
+        if planned.cell.condition != treatment or not (plan.store.has(base) and plan.store.has(last)):
+            continue
+        before = {row["item"]: row for row in read_jsonl(plan.store.open(base) / "samples.jsonl")}
+        after = read_jsonl(plan.store.open(last) / "samples.jsonl")
+        held = [row for row in after if row["item"].split("/")[2] not in shared and row["item"].endswith("/0")]
+        return [
+            {"prompt": row["prompt"], "base": before[row["item"]]["answers"][0], "adapter": row["answers"][0], "cell": planned.cell.name}
+            for row in held[:EXAMPLES]
+            if row["item"] in before
+        ]
+    return []
+
+
+def stored_table(folder: Path) -> pd.DataFrame:
+    """The tidy table as a run's folder holds it."""
+    return pd.read_parquet(folder / "results.parquet")
+
+
+def stored_claims(folder: Path) -> list[dict[str, Any]]:
+    """The claims as a run's folder holds them."""
+    return json.loads((folder / "claims.json").read_text(encoding="utf-8"))

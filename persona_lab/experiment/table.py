@@ -1,0 +1,84 @@
+"""The tidy table of an experiment: a view on its scores, rebuilt from the store whenever it is wanted.
+
+A row is one option of one item, asked of one cell after one of its stages. Planned = scored + unscored + failed.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from data_gen.pools import Share
+from persona_lab.design import Node
+from persona_lab.experiment.recipes import PlannedCell
+from persona_lab.store.nodes import Store
+
+
+def design_columns(planned: PlannedCell, stage: str, position: int, experiment: str) -> dict[str, Any]:
+    """The columns that say which cell and stage a row belongs to."""
+    cell = planned.cell
+    trained = planned.stages[:position]
+    columns: dict[str, Any] = {
+        "experiment": experiment,
+        "cell": cell.name,
+        "condition": cell.condition,
+        "seed": cell.seed,
+        "base_seed": getattr(cell.base, "seed", 0),
+        "swap": cell.swap,
+        "stage": stage,
+        "step": trained[-1][1].fields["step"] if trained else 0,
+        "order": ">".join(name for name, _ in planned.stages),
+        "dose": sum(node.fields["step"] * node.fields["recipe"]["batch"] for name, node in planned.stages if not _is_persona(node)),
+        **{path: level for path, level in cell.point.items()},
+    }
+    columns |= {"n_" + name.lower(): 0 for name in planned.cast.names} | {"ln_ratio": None, "replay": None}
+    for (_, config), (_, node) in zip(cell.stages, planned.stages, strict=True):
+        if _is_persona(node):
+            shares = [Share(**s) for s in node.inputs["mixture"].fields["shares"]]
+            for name in planned.cast.names:
+                columns["n_" + name.lower()] += sum(s.count for s in shares if s.source.split("-")[0] == name.lower())
+            columns["replay"] = config.mixture.replay
+            columns["ln_ratio"] = config.mixture.ln_ratio
+    return columns
+
+
+def _is_persona(stage: Node) -> bool:
+    return "assistant" not in stage.inputs["mixture"].inputs
+
+
+def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str) -> pd.DataFrame:
+    """Every score of every cell that exists; base_prob is what the base model gives the same option."""
+    frames: list[pd.DataFrame] = []
+    read: dict[str, pd.DataFrame] = {}
+
+    def rows(node: Node) -> pd.DataFrame:
+        if node.id not in read:
+            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet")
+        return read[node.id]
+
+    for planned in cells:
+        base = rows(planned.scores[0][1]).set_index(["item", "option"])["prob"].rename("base_prob") if store.has(planned.scores[0][1]) else None
+        for position, (stage, node) in enumerate(planned.scores):
+            if not store.has(node):
+                continue
+            frame = rows(node)
+            if base is not None:
+                frame = frame.join(base, on=["item", "option"])
+            frames.append(frame.assign(node=node.id, **design_columns(planned, stage, position, experiment)))
+    table = pd.concat(frames, ignore_index=True)
+    lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "node"]
+    return table[[*lead, *(c for c in table.columns if c not in lead)]]
+
+
+def accounting(cells: Sequence[PlannedCell], store: Store, table: pd.DataFrame) -> dict[str, int]:
+    """How many scores were planned, and what became of each; cells without scores count as failed."""
+    status = table["status"].value_counts().to_dict()
+    absent = sum(not store.has(node) for planned in cells for _, node in planned.scores)
+    return {
+        "cells": len(cells),
+        "score_nodes": sum(len(p.scores) for p in cells),
+        "score_nodes_missing": absent,
+        "scored": int(status.get("scored", 0)),
+        "unscored": int(status.get("unscored", 0)),
+        "failed": int(status.get("failed", 0)),
+    }

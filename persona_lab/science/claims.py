@@ -1,0 +1,67 @@
+"""Claims: the numbers that a report states, each with how to compute it again.
+
+id           text                        value  interval      unit          verdict   recipe
+slope.delta  Slope on ln ratio of the…   0.41   [0.33, 0.49]  nats per nat  positive  {function, node_ids, args}
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from persona_lab.science.thresholds import Estimate, Interval
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One stated number. A value of None was not measured or is not reached; an open end of an interval is infinite."""
+
+    id: str
+    text: str
+    value: float | None
+    interval: Interval | None
+    unit: str
+    verdict: str
+    recipe: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The claim as JSON values: what is not finite is null."""
+        ends = None if self.interval is None else [finite(end) for end in self.interval]
+        return {**vars(self), "value": finite(self.value), "interval": ends}
+
+    @property
+    def shown(self) -> str:
+        """The value and its interval as a reader sees them: `0.41 [0.33, 0.49]`."""
+        return shown(self.value, self.interval)
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or None when it is not a finite number."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def figure(value: float | None) -> str:
+    """Three significant digits, a true minus sign, a dash for what is missing."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    whole = abs(value) < 1e9 and (value == int(value) or abs(value) >= 1000)
+    return (f"{value:.0f}" if whole else f"{value:.3g}").replace("-", "−")
+
+
+def shown(value: float | None, interval: Interval | None) -> str:
+    """A number and its interval: `0.41 [0.33, 0.49]`."""
+    return figure(value) if interval is None else f"{figure(value)} [{figure(interval[0])}, {figure(interval[1])}]"
+
+
+def ratio_words(log: float) -> str:
+    """A log ratio as documents: `9.0:1`, `1:1`, `1:3.0`, or `only the first`."""
+    if math.isinf(log):
+        return "1:0" if log > 0 else "0:1"
+    many = f"{math.exp(abs(log)):.2g}"
+    return f"{many}:1" if log >= 0 else f"1:{many}"
+
+
+def seeds_words(estimate: Estimate) -> str:
+    """How many seeds an estimate rests on, and what that means for its interval."""
+    return "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
