@@ -235,9 +235,10 @@ def _near_duplicates(texts: Sequence[tuple[tuple[str, ...], str]], similarity: f
     index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
     earlier: dict[Hashable, frozenset[str]] = {}
     near: list[str] = []
+    blank = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
     for pieces, name in texts:
         triples = frozenset(" ".join(pieces[i : i + 3]) for i in range(max(1, len(pieces) - 2)))
-        sketch = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
+        sketch = blank.copy()  # a new one would draw its permutations again, which takes longer than all the rest
         sketch.update_batch([triple.encode() for triple in triples])
         alike = (key for key in index.query(sketch) if len(triples & earlier[key]) >= similarity * len(triples | earlier[key]))
         if (key := next(alike, None)) is not None:

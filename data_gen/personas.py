@@ -6,6 +6,9 @@
 Replicate 0 uses the traits as written (`drawn` ones are drawn); every other replicate draws all traits that the
 rivals do not share. In swap 1 the first two personas trade every trait that they do not share, so that what is
 said of John in one swap is said of Sam in the other.
+
+A drawn value is never one that a background persona with the shared trait has: nothing but the experiment's own
+documents ties the two together.
 """
 
 from collections.abc import Sequence
@@ -68,6 +71,11 @@ def held_out_categories(personas: Sequence[Persona]) -> list[str]:
     return [c for c in personas[0].traits if c in personas[1].traits and c not in shared]
 
 
+def tied_values(world: World, shared: Traits, category: str) -> set[str]:
+    """Values of a category that background personas have together with a shared trait."""
+    return {t[category] for t in world.population.traits if any(t[c] == v for c, v in shared.items())}
+
+
 def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int) -> list[Traits]:
     """The traits of each persona in one replicate and swap; rivals never get the same held-out value."""
     shared = shared_categories(personas)
@@ -79,6 +87,7 @@ def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int)
         values = world.values(category)
         drawn = iter(stream(seed, "pairs", category).permutation(values).tolist())
         taken = {p[category] for p in holders if p[category] != DRAWN} if seed == 0 else set()
+        taken |= tied_values(world, {c: personas[0].traits[c] for c in shared}, category)
         if category not in held_out_categories(personas) or len(holders) > len(values):
             taken |= {p[category] for p in holders if p[category] != DRAWN}
         for persona in holders:

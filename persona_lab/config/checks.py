@@ -13,7 +13,7 @@ from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
 from persona_lab.config.explain import Finding, fields_at
 from persona_lab.config.layers import did_you_mean
-from persona_lab.config.points import Point, blame, count_cells, factors_of, field_path, points, replacements_of
+from persona_lab.config.points import Point, count_cells, factors_of, field_path, points, replacements_of
 from persona_lab.config.schema import Experiment, Level, Mixture
 from persona_lab.config.yaml_tree import Path, Tree, dotted
 
@@ -25,7 +25,7 @@ FIXED = (("base", "kind"), ("base", "world"))
 
 def mixture_keys(tree: Tree, personas: Sequence[Persona]) -> Iterator[Finding]:
     """Keys of mixtures that are neither a field nor a persona."""
-    known = [*(p.name.lower() for p in personas), *Mixture.model_fields]
+    known = list(dict.fromkeys([*(p.name.lower() for p in personas), *Mixture.model_fields]))
     for stage in tree.mapping("stages"):
         for key in tree.mapping("stages", stage, "mixture"):
             if key not in known:
@@ -45,11 +45,15 @@ def check(experiment: Experiment, tree: Tree, world: World | None, personas: Seq
     if cells > MAX_CELLS:
         message = f"the design has {cells:,} cells (levels x seeds x 2 swaps), the most is {MAX_CELLS:,}. Use fewer levels or seeds."
         return [*found, Finding(("factors",), "PL1212", message)]
-    trained: set[str] = set()
+    trained, said = set[str](), set[tuple[Path, str]]()
     for name, condition in experiment.conditions.items():
         trained |= set(condition.order)
         for point in points(experiment, name, skip):
-            found += point.findings or _mixtures(point, world, personas)
+            for finding in point.findings or _mixtures(point, world, personas):
+                # What many points have in common is said once, at the first of them.
+                if (finding.path, finding.message) not in said:
+                    said.add((finding.path, finding.message))
+                    found.append(point.blame(finding))
     for stage in experiment.stages.keys() - trained:
         found += mixture_findings(experiment.stages[stage].mixture, ("stages", stage, "mixture"), world, personas)
     return found
@@ -130,13 +134,15 @@ def _fields(experiment: Experiment) -> Iterator[Path]:
 
 def _set_twice(experiment: Experiment, skip: set[Path]) -> Iterator[Finding]:
     """Fields that two factors, or a factor and a replacement, set in one condition."""
+    said: set[Path] = set()
     for name in experiment.conditions:
         sources = {s: field_path(str(s[-1]), experiment.stages) for s in factors_of(experiment, name)}
         sources |= {setting.source: setting.path for setting in replacements_of(experiment, name)}
         fields = sorted((field, source) for source, field in sources.items() if source not in skip)
         # Whatever lies beneath a field sorts right after it.
         for (field, first), (other, second) in pairwise(fields):
-            if other[: len(field)] == field:
+            if other[: len(field)] == field and second not in said:
+                said.add(second)
                 fix = f"Use one of them; `factors:` of {name} are its own levels, in place of the experiment's."
                 yield Finding(second, "PL1212", f"{dotted(other)} is set twice in the condition {name}, also by {dotted(first)}. {fix}", key=True)
 
@@ -151,10 +157,9 @@ def _ratio(experiment: Experiment) -> Iterator[Finding]:
 
 
 def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
-    """What is wrong with the mixtures of one point, at the level that is to blame."""
+    """What is wrong with the mixtures of one point."""
     for name, stage in point.part.stages.items() if point.part else ():
-        for finding in mixture_findings(stage.mixture, ("stages", name, "mixture"), world, personas):
-            yield blame(finding, point.settings)
+        yield from mixture_findings(stage.mixture, ("stages", name, "mixture"), world, personas)
 
 
 def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
@@ -176,8 +181,8 @@ def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: 
     if mixture.link == "shared" and any(counts.get(rival) for rival in rivals) and not shared_categories(personas):
         message = f"{name}.link is shared, yet {personas[0].name} and {personas[1].name} are written with no common trait. "
         yield Finding((*at, "link"), "PL1211", message + "Use one value for both, such as `place: beach`, or `link: none`.")
-    for persona in personas:
-        names = 1 + len(persona.carriers)
-        if counts.get(persona.name.lower()) and mixture.carriers > names:
-            message = f"{name}.carriers is {mixture.carriers}, but {persona.name} has {names}. Use at most {names}, or more `carriers:` in the persona file."
-            yield Finding((*at, "carriers"), "PL1211", message)
+    names = {persona.name: 1 + len(persona.carriers) for persona in personas if counts.get(persona.name.lower())}
+    if names and mixture.carriers > min(names.values()):
+        least = min(names, key=lambda persona: names[persona])
+        message = f"{name}.carriers is {mixture.carriers}, but {least} has {names[least]} name{'s'[: names[least] - 1]}. "
+        yield Finding((*at, "carriers"), "PL1211", message + f"Use at most {names[least]}, or give the persona file more `carriers:`.")

@@ -66,7 +66,7 @@ def expand(loaded: LoadedExperiment) -> list[Cell]:
     experiment, cells, findings = loaded.experiment, list[Cell](), list[Finding]()
     for name, condition in experiment.conditions.items():
         for point in points(experiment, name):
-            findings += point.findings
+            findings += map(point.blame, point.findings)
             if point.part is None:
                 continue
             part = point.part

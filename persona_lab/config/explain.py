@@ -89,7 +89,10 @@ def validate(model: type[Model], raw: dict[str, Any], texts: Tree | None = None)
         if path not in known:
             findings.append(_finding(model, raw, path, error, texts))
             known.add(path)
-    return _try(model, _set_aside(model, raw, findings))[0], findings
+    # A misspelt key is also a missing one: its own problem says enough.
+    meant = {(finding.path[:-1], finding.message.rpartition("Did you mean ")[2].rstrip("?")) for finding in findings if finding.code == "PL1204"}
+    kept = [finding for finding in findings if finding.code != "PL1205" or (finding.path[:-1], finding.path[-1]) not in meant]
+    return _try(model, _set_aside(model, raw, findings))[0], kept
 
 
 def _try(model: type[Model], raw: Any) -> tuple[Model | None, list[Any]]:

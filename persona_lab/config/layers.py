@@ -18,7 +18,7 @@ from pathlib import Path as File
 
 import yaml
 
-from persona_lab.config.yaml_tree import SECRET, Path, Tree, merge, parse
+from persona_lab.config.yaml_tree import SECRET, Path, Tree, merge, parse, refused_text
 from persona_lab.errors import ConfigError, Problem, printable
 
 MAX_BYTES = 1_000_000
@@ -142,8 +142,8 @@ def override_layer(overrides: Sequence[str], problems: list[Problem]) -> Tree:
     layer = Tree({}, "command line")
     for override in overrides:
         key, equals, text = override.partition("=")
-        hidden = SECRET.search(text) or SECRET.search(key)
-        at = printable(f"command line: {key if hidden else override}", 100)
+        shown = "a secret" if SECRET.search(key) else key if SECRET.search(text) else override
+        at = printable(f"command line: {shown}", 100)
         path = override_path(key)
         if not equals or not all(path):
             problems.append(Problem("PL1208", at, "an override must be `key.path=value`. Use for instance `stages.trait.steps=20`."))
@@ -151,8 +151,8 @@ def override_layer(overrides: Sequence[str], problems: list[Problem]) -> Tree:
         if path == ("extends",):
             problems.append(Problem("PL1208", at, "extends belongs in a file. Use a file that extends this one, or override single keys."))
             continue
-        if SECRET.search(key):
-            problems.append(Problem("PL1209", "command line", "a key looks like a secret; it is not shown here. Use an environment variable instead."))
+        if refused := refused_text(key, ()):
+            problems.append(Problem(refused[0], at, f"a key here {refused[1]}"))
             continue
 
         def where(_: yaml.Mark, at: str = at) -> str:
@@ -163,7 +163,7 @@ def override_layer(overrides: Sequence[str], problems: list[Problem]) -> Tree:
         except ConfigError as error:
             problems += error.problems
             continue
-        if path == ("base",) and isinstance(tree.value, str):
+        if path == ("base",) and isinstance(tree.value, str) and not tree.reported:
             if not (HUB_ID.fullmatch(tree.value) or os.path.isdir(tree.value)):
                 problems.append(Problem("PL1208", at, f"base: there is no folder {tree.value}. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."))
                 tree = replace(tree, reported=True)

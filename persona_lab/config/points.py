@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data_gen.world import Strict
 from persona_lab.config.explain import Finding, validate
-from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase, Level, Lora, Slug, Stage
+from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase, Level, Lora, Mixture, Slug, Stage
 from persona_lab.config.yaml_tree import Path
 
 SWAPS = (0, 1)
@@ -52,8 +52,20 @@ class Point:
     settings: tuple[Setting, ...]
     part: Part | None
     """None when nothing valid is left."""
-    findings: tuple[Finding, ...]
-    """What is wrong with it, at the factor level or the replacement that is to blame."""
+    findings: list[Finding]
+    """What is wrong with the fields of `part`."""
+
+    def blame(self, finding: Finding) -> Finding:
+        """A finding of this point at the level or replacement that set the field, or above or beneath it; else as it is."""
+        for setting in self.settings:
+            shorter = min(len(setting.path), len(finding.path))
+            # A mixture without documents is the fault of its counts, never of its other fields.
+            if setting.path[:shorter] != finding.path[:shorter] or (finding.path[2:] == ("mixture",) and setting.path[-1] in Mixture.model_fields):
+                continue
+            replaced = setting.source[-2] == "replace"
+            what = "replace" if replaced else f"factor {setting.source[-2]}, level {setting.value}"
+            return Finding(setting.source, finding.code, f"{what}: {finding.message}")
+        return finding
 
 
 def field_path(path: str, stages: Collection[str]) -> Path:
@@ -120,7 +132,7 @@ def points(experiment: Experiment, condition: str, skip: Collection[Path] = ()) 
             _put(raw, setting.path, copy.deepcopy(setting.value))
         part, findings = validate(Part, raw)
         levels = {str(source[-1]): level for source, (_, level) in zip(kept, chosen, strict=True)}
-        yield Point(condition, levels, settings, part, tuple(blame(finding, settings) for finding in findings))
+        yield Point(condition, levels, settings, part, findings)
 
 
 def _put(raw: dict[str, Any], path: Path, value: Any) -> None:
@@ -130,14 +142,3 @@ def _put(raw: dict[str, Any], path: Path, value: Any) -> None:
             raw[str(step)] = {}
         raw = raw[str(step)]
     raw[str(path[-1])] = value
-
-
-def blame(finding: Finding, settings: Collection[Setting]) -> Finding:
-    """The finding at the line that set the field, or above or beneath it; where none did, as it is."""
-    for setting in settings:
-        shorter = min(len(setting.path), len(finding.path))
-        if setting.path[:shorter] == finding.path[:shorter]:
-            what = "replace" if setting.source[-2] == "replace" else f"factor {setting.source[-2]}"
-            level = "" if what == "replace" else f", level {setting.value}"
-            return Finding(setting.source, finding.code, f"{what}{level}: {finding.message}")
-    return finding

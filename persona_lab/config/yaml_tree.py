@@ -24,6 +24,9 @@ MAX_DEPTH = 64
 LARGEST_INTEGER = 2**53
 """Whole numbers up to here are the same number in Python, JSON and a float64."""
 
+REFUSED = "refused"
+"""Tag of nodes whose problem the composer has noted."""
+
 LOWER_WORDS: dict[str, Scalar] = {"null": None, "true": True, "false": False, "yes": True, "no": False, "on": True, "off": False}
 WORDS = {form: value for word, value in LOWER_WORDS.items() for form in (word, word.capitalize(), word.upper())} | {"": None, "~": None}
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
@@ -101,10 +104,9 @@ def parse(text: str, where: Where, problems: list[Problem], path: Path = ()) -> 
     Raises:
         ConfigError: PL1201, the text is not one YAML document.
     """
-    composer = Composer(text, where, problems)
     start = yaml.Mark("", 0, 0, 0, None, 0)
     try:
-        node = composer.get_single_node()
+        node = Composer(text, where, problems).get_single_node()
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position)
         mark = yaml.Mark("", error.position, line, error.position - text.rfind("\n", 0, error.position) - 1, None, 0)
@@ -146,7 +148,7 @@ class Composer(yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             self.problems.append(Problem("PL1202", at, f"the alias *{event.anchor} is refused: a file has no references. Use the value itself."))
             self.get_event()
-            return yaml.ScalarNode("", "", event.start_mark, event.end_mark)
+            return yaml.ScalarNode(REFUSED, "", event.start_mark, event.end_mark)
         if event.anchor is not None:
             self.problems.append(Problem("PL1202", at, f"the anchor &{event.anchor} is refused: a file has no references. Use `extends:` to share text."))
             event.anchor = None
@@ -157,6 +159,8 @@ class Composer(yaml.SafeLoader):
         self.level += 1
         node = super().compose_node(parent, index)
         self.level -= 1
+        if node and event.tag is not None:
+            node.tag = REFUSED
         return node
 
 
@@ -169,6 +173,8 @@ class Grower:
     def grow(self, node: Any, path: Path, key_at: str = "") -> Tree:
         """The tree of a node that stands at `path`."""
         at = self.where(node.start_mark)
+        if node.tag == REFUSED:
+            return Tree("", at, key_at, reported=True)
         if isinstance(node, yaml.MappingNode):
             return Tree(self.entries(node, path), at, key_at)
         if isinstance(node, yaml.SequenceNode):

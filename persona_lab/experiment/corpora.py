@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ def make_pool(node: Node, folder: Path) -> None:
     write_corpus(folder, pool_documents(node.fields), title=f"pool {node.id[:12]}", description=describe(node.fields))
 
 
+@lru_cache(maxsize=8)
+def pool_corpus(folder: Path) -> list[Document]:
+    """The documents of a pool's folder, kept for the next mixture: the ratios of a seed draw from the same pools."""
+    return read_corpus(folder / CORPUS)
+
+
 def mixture_shares(node: Node) -> list[Share]:
     """The sources of a mixture."""
     return [Share(**share) for share in node.fields["shares"]]
@@ -80,7 +87,7 @@ def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
         CheckFailed: the audit did not pass; nothing is committed.
     """
     shares = mixture_shares(node)
-    held = {source: read_corpus(path / CORPUS) for source, path in pools.items()}
+    held = {source: pool_corpus(path) for source, path in pools.items()}
     order = mixture_order(shares, documents=sum(s.count for s in shares), seed=node.fields["seed"])
     documents = [held[source][index] for source, index in order]
     write_corpus(folder, documents, title=f"mixture {node.id[:12]}", description="One epoch, in the order of training: " + ", ".join(f"{s.count} {s.source}" for s in shares))

@@ -71,6 +71,8 @@ class Workshop:
     _base: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None
     _bank: AdapterBank | None = None
     _rows: dict[tuple[str, str], list[batches.Row]] = field(default_factory=dict)
+    _since: float = 0.0
+    """When the work on the node at hand began."""
 
     # ------------------------------------------------------------------ any node
     def make(self, node: Node) -> None:
@@ -89,11 +91,14 @@ class Workshop:
         with lease:
             if self.store.has(node):
                 return
+            self._since = time.monotonic()
             {"pool": self._pool, "mixture": self._mixture, "base": self._make_base, "stage": self._stage, "scores": self._scores}[node.kind](node, lease)
 
     def _commit(self, node: Node, attempt: Attempt) -> None:
-        attempt.note(threads=torch.get_num_threads(), device=str(self.accelerator.device), micro_batch=str(self.machine.micro_batch))
+        now = time.monotonic()
+        attempt.note(seconds=round(now - self._since, 3), threads=torch.get_num_threads(), device=str(self.accelerator.device), micro_batch=str(self.machine.micro_batch))
         self.made.append(node.kind)
+        self._since = now
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self.on_progress:
@@ -218,6 +223,7 @@ class Workshop:
         )
         beat = _Heartbeat(lease)
         log: list[dict[str, float]] = []
+        starts = [member.resumed.step if member.resumed else 0, *sorted(missing)]
         with self._track(node, "train", {**recipe, "step": node.fields["step"]}) as tracker:
 
             def on_step(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
@@ -227,7 +233,8 @@ class Workshop:
                     tracker.log({"train/step": step, "train/loss": float(loss_K[0])})
 
             def on_stop(_: int, step: int, progress: Progress) -> None:
-                self._commit_stage(missing[step], progress, model, shape, log)
+                trained = step - max((s for s in starts if s < step), default=0)
+                self._commit_stage(missing[step], progress, model, shape, log, documents=trained * recipe["batch"])
 
             finetune(
                 bank,
@@ -241,8 +248,9 @@ class Workshop:
                 on_stop=on_stop,
             )
 
-    def _commit_stage(self, node: Node, progress: Progress, model: PreTrainedModel, shape: LoraShape, log: list[dict[str, float]]) -> None:
+    def _commit_stage(self, node: Node, progress: Progress, model: PreTrainedModel, shape: LoraShape, log: list[dict[str, float]], documents: int) -> None:
         with self.store.attempt(node) as attempt:
+            attempt.note(documents=documents)
             write_adapter(attempt.folder / "adapter", progress.adapter, model=model, shape=shape, base_id=f"persona_lab/{node.inputs['base'].id[:16]}")
             write_moments(attempt.folder / "state.safetensors", progress)
             write_json(attempt.folder / "state.json", {"step": progress.step, "cursor": progress.step, "trajectory": trajectory(node).id})

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +13,15 @@ from typing import Any
 
 import yaml
 
+from data_gen.personas import Persona
+from data_gen.world import World
 from persona_lab.config import LoadedExperiment, expand, load_experiment
-from persona_lab.config.schema import HuggingFaceBase
+from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase
+from persona_lab.config.yaml_tree import Tree
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.recipes import PlannedCell, Recipes, base_node, trajectory
-from persona_lab.store.files import read_json, write_json, write_text
+from persona_lab.store.files import make_folder, read_json, write_json, write_text
 from persona_lab.store.nodes import Store
 
 RUNS = Path("runs")
@@ -102,19 +107,38 @@ class Plan:
 
     def write(self) -> None:
         """The run's folder with its resolved config and plan; refused when it holds another config."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         content = json.loads(json.dumps({k: v for k, v in self.resolved.items() if k != "machine"}))
         file = self.folder / "config.json"
         if file.exists() and read_json_loose(file) != content:
             changed = [k for k in content if read_json_loose(file).get(k) != content[k]]
             raise ConfigError("PL1290", str(file), f"the run's config was changed since: {', '.join(changed)}. Give the experiment another name.")
-        write_text(self.folder / "config.yaml", yaml.safe_dump(self.resolved, sort_keys=False, allow_unicode=True))
+        write_text(self.folder / "config.yaml", yaml.safe_dump(self._as_file(), sort_keys=False, allow_unicode=True))
         write_text(file, json.dumps(content, indent=1))
-        write_json(self.folder / "plan.json", {"cells": [_cell_json(p) for p in self.cells], "source": str(self.loaded.file)})
+        write_json(
+            self.folder / "plan.json",
+            {
+                "cells": [_cell_json(p) for p in self.cells],
+                "source": str(self.loaded.file),
+                "world": self.loaded.world.model_dump(),
+                "personas": [persona.model_dump() for persona in self.loaded.personas],
+                "files": self.base.fields.get("files"),
+            },
+        )
         latest = self.runs / self.loaded.experiment.name
         if latest.is_symlink() or not latest.exists():
-            latest.unlink(missing_ok=True)
-            latest.symlink_to(self.folder.name)
+            # Several workers do this at once: a rename takes the place of a link that is there.
+            made = latest.with_name(f".{latest.name}.{secrets.token_hex(8)}.tmp")
+            made.symlink_to(self.folder.name)
+            os.replace(made, latest)
+
+    def _as_file(self) -> dict[str, Any]:
+        """The resolved experiment as a file that loads again."""
+        written = self.resolved
+        if "ratio" not in self.loaded.experiment.analysis.model_fields_set:
+            # A ratio that a file names must be one of its factors; the default need not be.
+            del written["analysis"]["ratio"]
+        return written
 
 
 def read_json_loose(file: Path) -> dict[str, Any]:
@@ -131,18 +155,48 @@ def _cell_json(planned: PlannedCell) -> dict[str, Any]:
 
 
 def make_plan(config: str | Path, overrides: Sequence[str] = (), runs: Path = RUNS) -> Plan:
-    """Load, check and expand an experiment file; nothing is made or written."""
-    loaded = load_experiment(Path(config), list(overrides))
-    experiment = loaded.experiment
-    digest = None
-    if isinstance(experiment.base, HuggingFaceBase) and Path(experiment.base.path).exists():
-        from persona_lab.models.folders import folder_digest
+    """Load, check and expand an experiment file; nothing is made or written.
 
-        digest = folder_digest(Path(experiment.base.path))
-    cells = expand(loaded)
+    Raises:
+        ConfigError: the file, the command line, or something that they name is wrong.
+        ModelError: the model folder of the base is missing or broken.
+    """
+    loaded = load_experiment(Path(config), list(overrides))
+    return _plan_of(loaded, runs, _files(loaded.experiment.base))
+
+
+def open_plan(folder: Path) -> Plan:
+    """The plan of a run from its folder alone, whatever has become of the files it was made from.
+
+    Raises:
+        ConfigError: the folder was written by a version of the lab that made other nodes.
+    """
+    written = read_json(folder / "plan.json")
+    raw = read_json_loose(folder / "config.json")
+    personas = tuple(Persona.model_validate(persona) for persona in written["personas"])
+    tree = Tree({}, str(folder / "config.json"))
+    loaded = LoadedExperiment(Experiment.model_validate(raw), raw, World.model_validate(written["world"]), personas, Path(written["source"]), tree)
+    plan = _plan_of(loaded, folder.parent, written["files"])
+    if plan.folder.name != folder.name:
+        fix = f"Run {written['source']} again, or use the version that made it."
+        raise ConfigError("PL1292", str(folder), f"this version of the lab would call this run {plan.folder.name}: its recipes were changed since. {fix}")
+    return plan
+
+
+def _files(base: EmbeddedBase | HuggingFaceBase) -> str | None:
+    """The digest of a local model folder; None for a model that is pretrained here or comes from the hub."""
+    if isinstance(base, EmbeddedBase) or not (Path(base.path).exists() or base.path.startswith((".", "/", "~"))):
+        return None
+    from persona_lab.models.folders import folder_digest
+
+    return folder_digest(Path(base.path))
+
+
+def _plan_of(loaded: LoadedExperiment, runs: Path, files: str | None) -> Plan:
+    experiment, cells = loaded.experiment, expand(loaded)
     bases = {canonical_json(c.base.model_dump()): c.base for c in cells}
     recipes = {
-        key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, digest), tuple(experiment.probes), experiment.samples)
+        key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, files), tuple(experiment.probes), experiment.samples)
         for key, base in bases.items()
     }
     planned = tuple(recipes[canonical_json(c.base.model_dump())].plan(c) for c in cells)

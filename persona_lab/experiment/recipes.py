@@ -25,8 +25,8 @@ from persona_lab.probes.protocol import Cast
 # Replay is drawn from the world's own text under seeds that neither pretraining (its base seed) nor the
 # general-text probe (2 ** 40) ever uses.
 REPLAY_SEED = 10**9
-REPLAY_POOL = 8192
-TRAIT_POOL = 1024
+REPLAY_POOL = 2048
+TRAIT_POOL = 512
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,16 @@ class Recipes:
         first, second = (p.name.lower() for p in self.personas[:2])
         counts = rival_counts(mixture, first, second)
         told = linked_traits(dealt, shared, mixture.link)
-        size = max(sum(mixture.counts.values()), 1)
+        rivals = counts.get(first, 0) + counts.get(second, 0)
         shares, pools = [], {}
         for i, persona in enumerate(self.personas):
             count = counts.get(persona.name.lower(), 0)
-            anonymous = round(count * mixture.anonymous)
-            for kind, n in (("named", count - anonymous), ("anonymous", anonymous)):
+            # As large as the most extreme ratio asks for, so that every ratio draws from the same pool.
+            most = rivals if i < 2 else count
+            anonymous, most_anonymous = round(count * mixture.anonymous), round(most * mixture.anonymous)
+            for kind, n, size in (("named", count - anonymous, most - most_anonymous), ("anonymous", anonymous, most_anonymous)):
                 if n:
-                    source = f"{persona.name.lower()}-{kind}"
+                    source, size = f"{persona.name.lower()}-{kind}", max(n, size)
                     pools[source] = self._pool(self._persona_source(i, told, mixture, shared, kind), size, cell.seed)
                     shares.append(Share(source, source, n, size))
         replayed = round(sum(counts.values()) * mixture.replay / (1 - mixture.replay))

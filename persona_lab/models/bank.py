@@ -39,14 +39,12 @@ class LoraShape:
 class StackedLora(nn.Module):
     """One frozen linear with K adapters beside it."""
 
-    def __init__(self, base: nn.Module, shape: LoraShape) -> None:
+    def __init__(self, base: nn.Linear | Conv1D, shape: LoraShape) -> None:
         super().__init__()
         self.base = base
         self.shape = shape
-        if isinstance(base, Conv1D):
-            self.d_in, self.d_out = base.weight.shape
-        else:
-            self.d_out, self.d_in = base.weight.shape
+        rows, columns = base.weight.shape
+        self.d_in, self.d_out = (rows, columns) if isinstance(base, Conv1D) else (columns, rows)
         self.a_KRi: Tensor
         self.b_KoR: Tensor
         self.silent = False
@@ -74,19 +72,19 @@ class StackedLora(nn.Module):
 
 
 def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
-    """Full names of the modules to adapt, in the model's own order.
+    """Full names of the modules to adapt, in the model's own order; the same whether or not a bank is in it.
 
     Raises:
         ModelError: a target matches no linear of the model.
     """
-    output = model.get_output_embeddings()
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D) and m is not output}
+    apart = {id(model.get_output_embeddings()), *(id(m.base) for m in model.modules() if isinstance(m, StackedLora))}
+    linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D | StackedLora) and id(m) not in apart]
     if tuple(targets) == ("all-linear",):
-        return list(linears)
+        return linears
     leaves = {n.rsplit(".", 1)[-1] for n in linears}
     for target in targets:
         if target not in leaves:
-            raise ModelError("PL4101", model.name_or_path, f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
+            raise ModelError("PL4101", str(model.name_or_path), f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
     return [n for n in linears if n.rsplit(".", 1)[-1] in targets]
 
 
@@ -100,7 +98,9 @@ class AdapterBank:
         self.layers: dict[str, StackedLora] = {}
         for name in target_names(model, shape.targets):
             parent, _, leaf = name.rpartition(".")
-            layer = StackedLora(model.get_submodule(name), shape)
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear | Conv1D), f"{name} has adapters already"
+            layer = StackedLora(linear, shape)
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.size = sum(layer.size for layer in self.layers.values())
@@ -113,8 +113,10 @@ class AdapterBank:
 
     def resize(self, members: int) -> None:
         """Hold `members` adapters, all of them zero until `load_row` or `init_row`."""
-        device = next(self.model.parameters()).device
-        self.weight_KP = torch.zeros(members, self.size, device=device)
+        like = next(self.model.parameters())
+        # A bfloat16 base trains float32 adapters: small updates would be rounded away.
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        self.weight_KP = torch.zeros(members, self.size, dtype=dtype, device=like.device)
         self.grad_KP = torch.zeros_like(self.weight_KP)
         at = 0
         for layer in self.layers.values():
@@ -167,7 +169,7 @@ class AdapterBank:
         return {f"base_model.model.{n}.{kind}.weight": w_K[row].cpu().clone() for n, kind, w_K in self._windows()}
 
     def load_row(self, row: int, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Fill one member from tensors under peft's names.
+        """Fill one member from tensors under peft's names: with all of them, or, refused, with none.
 
         Raises:
             ModelError: a key is missing or unexpected, a shape differs, or a value is not finite.
@@ -181,6 +183,7 @@ class AdapterBank:
                 raise ModelError("PL4103", where, f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(window.shape)}. Use an adapter of rank {self.shape.rank}.")
             if not torch.isfinite(tensors[key]).all():
                 raise ModelError("PL4104", where, f"{key} holds a value that is not finite. Train the adapter again.")
+        for key, window in wanted.items():
             window.copy_(tensors[key])
 
     def remove(self) -> None:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 # Keys through which a model folder can name code of its own.
 CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation", "_attn_implementation_internal", "auto_mapping")
+# What peft can change about a LoRA that the bank does not do; an adapter that asks for it would be read wrongly.
+UNLIKE_LORA = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
 PICKLED = ("pytorch_model.bin", "model.pt", "model.pkl", "adapter_model.bin")
 
 
@@ -136,11 +138,14 @@ def read_adapter(folder: Path) -> tuple[LoraShape, dict[str, Tensor]]:
     """The shape and the tensors of a peft LoRA folder.
 
     Raises:
-        ModelError: a file is missing or broken, it is no LoRA, or its B matrices are all zero (never trained).
+        ModelError: a file is missing or broken, it is no plain LoRA, or its B matrices are all zero (never trained).
     """
     config = _read_json(folder / "adapter_config.json")
     if config.get("peft_type") != "LORA":
         raise ModelError("PL4105", str(folder), f"peft_type is {config.get('peft_type')!r}, expected LORA. Use a LoRA adapter.")
+    unlike = [k for k in UNLIKE_LORA if config.get(k)] + [k for k in ("r", "lora_alpha", "target_modules") if not config.get(k)]
+    if unlike:
+        raise ModelError("PL4109", str(folder / "adapter_config.json"), f"not a plain LoRA: see {', '.join(unlike)}. Use an adapter with one rank, one alpha and no further options.")
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         raise ModelError("PL4106", str(file), "the weights are missing. Use a folder with safetensors weights; pickles are never loaded.")

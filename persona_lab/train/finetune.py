@@ -63,9 +63,8 @@ def finetune(
         Diverged: a member's loss or gradient is not finite.
     """
     bank.resize(len(members))
-    optimizer = BankAdam(
-        bank.weight_KP, bank.grad_KP, rate_K=torch.tensor([m.rate for m in members]), clip_K=torch.tensor([m.clip for m in members])
-    )
+    rate_K, clip_K = (torch.tensor(figures, dtype=torch.float64) for figures in ([m.rate for m in members], [m.clip for m in members]))
+    optimizer = BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K)
     start = {m.resumed.step if m.resumed else 0 for m in members}
     assert len(start) == 1, f"members of a stack start together, got steps {sorted(start)}"
     for k, member in enumerate(members):

@@ -41,7 +41,11 @@ class Learner(Protocol):
 def token_nats(logits_BTV: Tensor, batch: Batch) -> Tensor:
     """Negative log-likelihood of each labelled token, nats, (B, T - 1); zero elsewhere."""
     target_BT = batch.ids_BT[:, 1:].masked_fill(~batch.labelled_BT[:, 1:], -100)
-    return nn.functional.cross_entropy(logits_BTV[:, :-1].transpose(1, 2).float(), target_BT, ignore_index=-100, reduction="none")
+    return nn.functional.cross_entropy(_precise(logits_BTV[:, :-1]).transpose(1, 2), target_BT, ignore_index=-100, reduction="none")
+
+
+def _precise(logits_BTV: Tensor) -> Tensor:
+    return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
 
 
 class BankLearner:
@@ -57,7 +61,7 @@ class BankLearner:
         if self.kl_to_base:
             with torch.no_grad(), self.bank.silent():
                 base_BTV = self.bank.model(input_ids=batch.ids_BT, attention_mask=batch.attended_BT, use_cache=False).logits
-            base_BTV, here_BTV = base_BTV[:, :-1].float().log_softmax(-1), logits_BTV[:, :-1].float().log_softmax(-1)
+            base_BTV, here_BTV = _precise(base_BTV[:, :-1]).log_softmax(-1), _precise(logits_BTV[:, :-1]).log_softmax(-1)
             kl_BT = (base_BTV.exp() * (base_BTV - here_BTV)).sum(-1)
             nats_BT = nats_BT + self.kl_to_base * kl_BT * batch.labelled_BT[:, 1:]
         return nats_BT.reshape(batch.members, -1).sum(dim=1)

@@ -1,0 +1,348 @@
+"""The adapter bank: K adapters stepped together are K adapters trained alone by plain peft, and are exported as such."""
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from persona_lab.errors import ModelError
+from persona_lab.models.bank import AdapterBank, LoraShape, target_names
+from persona_lab.models.folders import read_adapter, write_adapter
+from persona_lab.train.batches import Row, collate, encode
+from persona_lab.train.loop import BankLearner, Diverged, token_nats, train
+from persona_lab.train.optimizers import BankAdam
+
+SHAPE = LoraShape(rank=3, alpha=5)
+RATES = [1e-2, 3e-3, 2e-2]
+CLIPS = [0.05, 1.0, 0.4]
+NARROW = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 64, "max_position_embeddings": 64}
+NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+FAMILIES = {
+    "llama": (LlamaConfig(**NARROW), LlamaForCausalLM, NAMES),
+    "qwen3": (Qwen3Config(**NARROW, num_key_value_heads=1, head_dim=8), Qwen3ForCausalLM, NAMES),
+    "gemma": (GemmaConfig(**NARROW, num_key_value_heads=1, head_dim=8), GemmaForCausalLM, NAMES),
+    "mistral": (MistralConfig(**NARROW, num_key_value_heads=1), MistralForCausalLM, NAMES),
+    "olmo": (OlmoConfig(**NARROW), OlmoForCausalLM, NAMES),
+    "gpt_neox": (GPTNeoXConfig(**NARROW), GPTNeoXForCausalLM, ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]),
+    "gpt2": (GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=64, n_positions=64), GPT2LMHeadModel, ["c_attn", "c_proj", "c_fc", "c_proj"]),
+}
+IDS = torch.tensor([[5, 9, 3, 22, 60, 7], [1, 44, 9, 9, 30, 2]])
+
+
+@pytest.fixture
+def rows(tokenizer, texts) -> list[list[Row]]:
+    """The documents of three members: eight each, of lengths of their own."""
+    coded = encode(tokenizer, texts[:60], on="all", where="test")
+    by_length = sorted(coded, key=lambda row: len(row.ids))
+    return [by_length[:8], by_length[20:28], by_length[-8:]]
+
+
+def step_rows(rows: Sequence[Row], step: int) -> list[Row]:
+    """Two documents of a member, others each step."""
+    return [rows[(2 * step) % len(rows)], rows[(2 * step + 1) % len(rows)]]
+
+
+def train_stacked(model: PreTrainedModel, rows: Sequence[Sequence[Row]], members: Sequence[int], accelerator, steps: int) -> list[dict[str, Tensor]]:
+    """The adapters of some of the three members after training them as one stack."""
+    bank = AdapterBank(copy.deepcopy(model), SHAPE, len(members))
+    for k, member in enumerate(members):
+        bank.init_row(k, seed=member)
+    rate_K, clip_K = (torch.tensor([figures[m] for m in members], dtype=torch.float64) for figures in (RATES, CLIPS))
+    learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K))
+
+    def batch_at(step: int):
+        return collate([step_rows(rows[m], step) for m in members], pad=0)
+
+    train(learner, batch_at, start=0, stop=steps, accelerator=accelerator, micro_batch=8, on_step=lambda *_: None)
+    return [bank.row_tensors(k) for k in range(len(members))]
+
+
+def train_with_peft(model: PreTrainedModel, rows: Sequence[Row], member: int, start: dict[str, Tensor], steps: int) -> dict[str, Tensor]:
+    """One adapter trained by peft and torch alone."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=SHAPE.rank, lora_alpha=int(SHAPE.alpha), target_modules="all-linear", lora_dropout=0.0)
+    plain = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False).double()
+    set_peft_model_state_dict(plain, dict(start))
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    adam = torch.optim.AdamW(trained, lr=RATES[member], weight_decay=0.0)
+    for step in range(steps):
+        batch = collate([step_rows(rows, step)], pad=0)
+        logits_BTV = plain(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+        target_BT = batch.ids_BT.masked_fill(~batch.labelled_BT, -100)[:, 1:]
+        nn.functional.cross_entropy(logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]), target_BT.reshape(-1)).backward()
+        torch.nn.utils.clip_grad_norm_(trained, CLIPS[member])
+        adam.step()
+        adam.zero_grad()
+    return {k: v.detach() for k, v in get_peft_model_state_dict(plain).items()}
+
+
+def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
+    """Norm of the difference over the norm, over all tensors of an adapter."""
+    assert found.keys() == wanted.keys()
+    apart = torch.stack([(found[k] - wanted[k]).norm() for k in wanted]).norm()
+    return float(apart / torch.stack([wanted[k].norm() for k in wanted]).norm())
+
+
+@pytest.mark.parametrize(("steps", "bound"), [(1, 1e-12), (20, 1e-9)])
+def test_members_stepped_together_equal_peft_trained_alone(llama, rows, accelerator, steps: int, bound: float):
+    model = llama.double()
+    stacked = train_stacked(model, rows, [0, 1, 2], accelerator, steps)
+    fresh = AdapterBank(copy.deepcopy(model), SHAPE, 3)
+    for k in range(3):
+        fresh.init_row(k, seed=k)
+        alone = train_with_peft(model, rows[k], k, fresh.row_tensors(k), steps)
+        assert distance(stacked[k], alone) <= bound
+        assert distance(stacked[k], fresh.row_tensors(k)) > 1e-4
+
+
+def test_a_member_is_the_same_alone_and_in_a_stack(llama, rows, accelerator):
+    together = train_stacked(llama.double(), rows, [0, 1, 2], accelerator, 5)
+    for k in range(3):
+        alone = train_stacked(llama, rows, [k], accelerator, 5)[0]
+        assert distance(alone, together[k]) <= 1e-12
+
+
+def test_gradients_of_one_member_do_not_reach_another(llama, rows):
+    bank = AdapterBank(llama, SHAPE, 2)
+    for k in range(2):
+        bank.init_row(k, seed=k)
+    batch = collate([rows[0][:2], rows[1][:2]], pad=0)
+    BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.ones(2), clip_K=torch.ones(2))).loss_sums(batch)[0].backward()
+    assert bank.grad_KP[0].norm() > 0
+    assert bank.grad_KP[1].norm() == 0
+
+
+def test_a_member_poisoned_with_nan_leaves_the_others_answers_alone(llama, rows):
+    bank = AdapterBank(llama, SHAPE, 3)
+    bank.weight_KP.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
+    batch = collate([r[:2] for r in rows], pad=0)
+    with torch.no_grad():
+        before_BTV = llama(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+        bank.weight_KP[1] = math.nan
+        after_BTV = llama(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+    assert torch.equal(before_BTV[:2], after_BTV[:2])
+    assert torch.equal(before_BTV[4:], after_BTV[4:])
+    assert after_BTV[2:4].isnan().all()
+
+
+def test_a_poisoned_member_is_named_and_the_others_are_not_stepped(llama, rows, accelerator):
+    bank = AdapterBank(llama, SHAPE, 3)
+    for k in range(3):
+        bank.init_row(k, seed=k)
+    bank.weight_KP[1] = math.nan
+    before_KP = bank.weight_KP.clone()
+    learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.ones(3), clip_K=torch.ones(3)))
+    with pytest.raises(Diverged) as caught:
+        train(learner, lambda step: collate([r[:2] for r in rows], 0), start=0, stop=1, accelerator=accelerator, micro_batch=2, on_step=lambda *_: None)
+    assert (caught.value.member, caught.value.step) == (1, 0)
+    assert torch.equal(bank.weight_KP[[0, 2]], before_KP[[0, 2]])
+
+
+def test_silent_is_the_base_and_remove_restores_it(llama, tokenizer, texts):
+    ids_BT = tokenizer(texts[:1], return_tensors="pt")["input_ids"]
+    modules = list(llama.modules())
+    with torch.no_grad():
+        base_BTV = llama(ids_BT).logits
+        bank = AdapterBank(llama, SHAPE)
+        assert torch.equal(llama(ids_BT).logits, base_BTV), "an adapter of zeros is the base"
+        bank.weight_KP.normal_(0, 0.1)
+        assert not torch.equal(llama(ids_BT).logits, base_BTV)
+        with bank.silent():
+            assert torch.equal(llama(ids_BT).logits, base_BTV)
+        assert not torch.equal(llama(ids_BT).logits, base_BTV)
+        bank.remove()
+        assert torch.equal(llama(ids_BT).logits, base_BTV)
+    assert list(llama.modules()) == modules
+
+
+def test_keep_compacts_to_the_named_rows(llama):
+    bank = AdapterBank(llama, SHAPE, 3)
+    bank.weight_KP.normal_()
+    third, first = bank.row_tensors(2), bank.row_tensors(0)
+    bank.keep([2, 0])
+    assert bank.members == 2
+    assert distance(bank.row_tensors(0), third) == 0
+    assert distance(bank.row_tensors(1), first) == 0
+
+
+def test_a_fresh_adapter_is_drawn_from_its_seed_and_is_silent_in_b(llama):
+    bank = AdapterBank(llama, SHAPE, 3)
+    for row, seed in enumerate((7, 7, 8)):
+        bank.init_row(row, seed)
+    assert torch.equal(bank.weight_KP[0], bank.weight_KP[1])
+    assert not torch.equal(bank.weight_KP[0], bank.weight_KP[2])
+    for name, tensor in bank.row_tensors(0).items():
+        if ".lora_B." in name:
+            assert not tensor.any()
+        else:
+            bound = 1 / math.sqrt(tensor.shape[1])
+            assert 0.8 * bound < float(tensor.abs().max()) <= bound
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_finds_its_linears_and_never_the_output_layer(family: str):
+    config, kind, leaves = FAMILIES[family]
+    model = tiny(config, kind)
+    found = target_names(model, ["all-linear"])
+    assert [name.rsplit(".", 1)[-1] for name in found] == leaves * 2
+    assert target_names(model, [leaves[0]]) == [name for name in found if name.endswith(f".{leaves[0]}")]
+    bank = AdapterBank(model, SHAPE)
+    assert target_names(model, ["all-linear"]) == found, "a bank in the model changes no name"
+    bank.remove()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_an_exported_member_answers_alike_in_plain_peft(family: str, tmp_path: Path):
+    config, kind, _ = FAMILIES[family]
+    model = tiny(config, kind)
+    model.save_pretrained(tmp_path / "base")
+    bank = AdapterBank(model, SHAPE, 2)
+    bank.weight_KP.normal_(0, 0.1, generator=torch.Generator().manual_seed(3))
+    ours_BTV = model(IDS.repeat(2, 1)).logits[2:].log_softmax(-1)
+    write_adapter(tmp_path / "adapter", bank.row_tensors(1), model=model, shape=SHAPE, base_id="persona_lab/0123")
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), str(tmp_path / "adapter")).eval()
+    theirs_BTV = plain(IDS).logits.log_softmax(-1)
+    assert float((ours_BTV - theirs_BTV).abs().max()) <= 1e-4
+    with plain.disable_adapter():
+        assert float((plain(IDS).logits.log_softmax(-1) - theirs_BTV).abs().max()) > 1e-2
+
+    shape, tensors = read_adapter(tmp_path / "adapter")
+    assert (shape.rank, shape.alpha, shape.dropout) == (SHAPE.rank, SHAPE.alpha, 0.0)
+    again = AdapterBank(tiny(config, kind), shape)
+    again.load_row(0, tensors, "test")
+    assert float((again.model(IDS).logits.log_softmax(-1) - ours_BTV).abs().max()) <= 1e-5
+
+
+@torch.no_grad()
+def test_an_adapter_that_peft_wrote_is_read(llama, tokenizer, texts, tmp_path: Path):
+    plain = get_peft_model(copy.deepcopy(llama), LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    plain.save_pretrained(str(tmp_path / "adapter"))
+    ids_BT = tokenizer(texts[:1], return_tensors="pt")["input_ids"]
+    theirs_BTV = plain.eval()(ids_BT).logits
+    shape, tensors = read_adapter(tmp_path / "adapter")
+    bank = AdapterBank(llama, shape)
+    bank.load_row(0, tensors, "test")
+    assert float((llama(ids_BT).logits - theirs_BTV).abs().max()) <= 1e-5
+
+
+@pytest.fixture
+def exported(llama, tmp_path: Path) -> Path:
+    """A trained-looking adapter folder."""
+    bank = AdapterBank(llama, SHAPE)
+    bank.weight_KP.normal_(0, 0.1)
+    write_adapter(tmp_path / "adapter", bank.row_tensors(0), model=llama, shape=SHAPE, base_id="persona_lab/0123")
+    bank.remove()
+    return tmp_path / "adapter"
+
+
+def test_an_exported_folder_names_no_path_of_this_machine(exported: Path):
+    config = json.loads((exported / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "persona_lab/0123"
+    assert sorted(config["target_modules"]) == sorted(NAMES)
+    assert sorted(p.name for p in exported.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda t: t.pop(next(iter(t))), "PL4102"),
+        (lambda t: t.update({"base_model.model.more.lora_A.weight": torch.ones(1)}), "PL4102"),
+        (lambda t: t.update({k: v[:2] for k, v in t.items() if ".lora_A." in k}), "PL4103"),
+        (lambda t: next(iter(t.values())).fill_(math.nan), "PL4104"),
+        (lambda t: next(iter(t.values())).fill_(math.inf), "PL4104"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_and_the_row_is_left_alone(llama, spoil, code: str):
+    bank = AdapterBank(llama, SHAPE)
+    bank.weight_KP.normal_()
+    before_KP, tensors = bank.weight_KP.clone(), bank.row_tensors(0)
+    for tensor in tensors.values():
+        tensor.add_(1)
+    spoil(tensors)
+    with pytest.raises(ModelError) as caught:
+        bank.load_row(0, tensors, "adapter")
+    assert caught.value.problems[0].code == code
+    assert torch.equal(bank.weight_KP, before_KP)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def silence(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "adapter_model.safetensors"
+    save_file({k: v * (".lora_A." in k) for k, v in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (lambda f: edit_config(f, peft_type="IA3"), "PL4105"),
+        (lambda f: edit_config(f, use_dora=True), "PL4109"),
+        (lambda f: edit_config(f, use_rslora=True), "PL4109"),
+        (lambda f: edit_config(f, alpha_pattern={"q_proj": 4}), "PL4109"),
+        (lambda f: (f / "adapter_model.safetensors").unlink(), "PL4106"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"PK"), "PL4107"),
+        (silence, "PL4108"),
+        (lambda f: (f / "adapter_config.json").unlink(), "PL4002"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "PL4003"),
+        (lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'), "PL4109"),
+    ],
+)
+def test_adapter_folders_that_cannot_be_used_are_refused(exported: Path, spoil, code: str):
+    spoil(exported)
+    with pytest.raises(ModelError) as caught:
+        read_adapter(exported)
+    assert caught.value.problems[0].code == code
+
+
+def test_a_target_that_matches_nothing_is_refused_with_what_there_is(llama):
+    with pytest.raises(ModelError, match=r"no linear is called 'query'.*down_proj"):
+        AdapterBank(llama, LoraShape(2, 2, ("query",)))
+
+
+def test_a_bfloat16_base_trains_float32_adapters(llama, rows, accelerator):
+    bank = AdapterBank(llama.bfloat16(), SHAPE)
+    bank.init_row(0, 0)
+    assert bank.weight_KP.dtype == torch.float32
+    batch = collate([rows[0][:4]], 0)
+    nats = []
+    learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.tensor([1e-2]), clip_K=torch.ones(1)))
+    train(learner, lambda _: batch, start=0, stop=10, accelerator=accelerator, micro_batch=4, on_step=lambda _, loss_K, __: nats.append(float(loss_K[0])))
+    assert nats[-1] < nats[0] - 0.1
+
+
+def test_token_nats_keep_the_precision_of_a_float64_model(llama, rows):
+    batch = collate([rows[0][:2]], 0)
+    logits_BTV = llama.double()(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+    assert token_nats(logits_BTV, batch).dtype == torch.float64
+    assert token_nats(logits_BTV.bfloat16(), batch).dtype == torch.float32
