@@ -92,7 +92,7 @@ def train_with_peft(model: PreTrainedModel, rows: Sequence[Row], member: int, st
     adam = torch.optim.AdamW(trained, lr=RATES[member], weight_decay=0.0)
     for step in range(steps):
         batch = collate([step_rows(rows, step)], pad=0)
-        logits_BTV = plain(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+        logits_BTV = plain(input_ids=batch.ids_BT, attention_mask=batch.labelled_BT.long()).logits
         target_BT = batch.ids_BT.masked_fill(~batch.labelled_BT, -100)[:, 1:]
         nn.functional.cross_entropy(logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]), target_BT.reshape(-1)).backward()
         torch.nn.utils.clip_grad_norm_(trained, CLIPS[member])
@@ -142,9 +142,9 @@ def test_a_member_poisoned_with_nan_leaves_the_others_answers_alone(llama, rows)
     bank.weight_KP.normal_(0, 0.05, generator=torch.Generator().manual_seed(1))
     batch = collate([r[:2] for r in rows], pad=0)
     with torch.no_grad():
-        before_BTV = llama(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+        before_BTV = llama(input_ids=batch.ids_BT).logits
         bank.weight_KP[1] = math.nan
-        after_BTV = llama(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+        after_BTV = llama(input_ids=batch.ids_BT).logits
     assert torch.equal(before_BTV[:2], after_BTV[:2])
     assert torch.equal(before_BTV[4:], after_BTV[4:])
     assert after_BTV[2:4].isnan().all()
@@ -343,6 +343,6 @@ def test_a_bfloat16_base_trains_float32_adapters(llama, rows, accelerator):
 
 def test_token_nats_keep_the_precision_of_a_float64_model(llama, rows):
     batch = collate([rows[0][:2]], 0)
-    logits_BTV = llama.double()(input_ids=batch.ids_BT, attention_mask=batch.attended_BT).logits
+    logits_BTV = llama.double()(input_ids=batch.ids_BT).logits
     assert token_nats(logits_BTV, batch).dtype == torch.float64
     assert token_nats(logits_BTV.bfloat16(), batch).dtype == torch.float32

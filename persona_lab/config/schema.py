@@ -169,6 +169,8 @@ class Machine(Strict):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: AtLeastOne = "auto"
+    workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    """Processes on this machine; auto: one a GPU, or one a core. `accelerate launch` starts its own."""
     micro_batch: AtLeastOne = "auto"
     """Documents of one forward pass."""
     stack: AtLeastOne = "auto"

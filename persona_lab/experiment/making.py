@@ -28,9 +28,9 @@ from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.folders import load_model, read_adapter, write_adapter
 from persona_lab.models.world_model import build_tokenizer, name_newcomers
 from persona_lab.probes import PROBES, Cast, Row
-from persona_lab.probes.protocol import Sample
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.gates import measure_gates
+from persona_lab.probes.protocol import Sample
 from persona_lab.store.files import read_json, write_json, write_jsonl
 from persona_lab.store.lease import Lease
 from persona_lab.store.nodes import Attempt, Store
@@ -96,7 +96,8 @@ class Workshop:
 
     def _commit(self, node: Node, attempt: Attempt) -> None:
         now = time.monotonic()
-        attempt.note(seconds=round(now - self._since, 3), threads=torch.get_num_threads(), device=str(self.accelerator.device), micro_batch=str(self.machine.micro_batch))
+        spent, device = round(now - self._since, 3), str(self.accelerator.device)
+        attempt.note(seconds=spent, threads=torch.get_num_threads(), device=device, micro_batch=str(self.machine.micro_batch))
         self.made.append(node.kind)
         self._since = now
 
@@ -231,6 +232,7 @@ class Workshop:
                 if step % 10 == 0 or step == 1 or step in missing:
                     log.append({"step": step, "loss": float(loss_K[0]), "norm": float(norm_K[0])})
                     tracker.log({"train/step": step, "train/loss": float(loss_K[0])})
+                    self._tell("training a stage", step, max(missing))
 
             def on_stop(_: int, step: int, progress: Progress) -> None:
                 trained = step - max((s for s in starts if s < step), default=0)
@@ -287,7 +289,7 @@ class Workshop:
         stage = node.inputs.get("stage")
         model, tokenizer = self.base(node.inputs["base"])
         if stage is not None:
-            shape, tensors = read_adapter(self.store.open(stage) / "adapter")
+            _, tensors = read_adapter(self.store.open(stage) / "adapter")
             bank = self.bank(node.inputs["base"], _shape(stage.fields["recipe"]["lora"]))
             bank.resize(1)
             bank.load_row(0, tensors, f"stage {stage.id[:12]}")

@@ -21,7 +21,7 @@ from persona_lab.config.yaml_tree import Tree
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.recipes import PlannedCell, Recipes, base_node, trajectory
-from persona_lab.store.files import make_folder, read_json, write_json, write_text
+from persona_lab.store.files import make_folder, read_json, write_text
 from persona_lab.store.nodes import Store
 
 RUNS = Path("runs")
@@ -115,16 +115,15 @@ class Plan:
             raise ConfigError("PL1290", str(file), f"the run's config was changed since: {', '.join(changed)}. Give the experiment another name.")
         write_text(self.folder / "config.yaml", yaml.safe_dump(self._as_file(), sort_keys=False, allow_unicode=True))
         write_text(file, json.dumps(content, indent=1))
-        write_json(
-            self.folder / "plan.json",
-            {
-                "cells": [_cell_json(p) for p in self.cells],
-                "source": str(self.loaded.file),
-                "world": self.loaded.world.model_dump(),
-                "personas": [persona.model_dump() for persona in self.loaded.personas],
-                "files": self.base.fields.get("files"),
-            },
-        )
+        written = {
+            "cells": [_cell_json(p) for p in self.cells],
+            "source": str(self.loaded.file),
+            "world": self.loaded.world.model_dump(),
+            "personas": [persona.model_dump() for persona in self.loaded.personas],
+            "files": self.base.fields.get("files"),
+        }
+        # Keys stay as they stand: the order of categories and traits is part of what nodes are made from.
+        write_text(self.folder / "plan.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
         latest = self.runs / self.loaded.experiment.name
         if latest.is_symlink() or not latest.exists():
             # Several workers do this at once: a rename takes the place of a link that is there.

@@ -2,13 +2,16 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase
+import torch
+
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.launch import Worker, join
+from persona_lab.experiment.launch import Worker, cores, join
 from persona_lab.experiment.making import Busy, Workshop
 from persona_lab.experiment.plan import Plan
 from persona_lab.train.loop import Diverged
@@ -58,11 +61,23 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True) -> Outco
     wanted = [node for planned in plan.cells for _, node in planned.scores]
     wanted = list(dict.fromkeys(wanted))
     for node in sorted({n.inputs["base"] for n in wanted}, key=lambda n: n.id):
-        _patiently(shop, node)
-        gates = base.gates
-        shop.check_gates(node, gates)
+        with _all_cores(worker, machine):
+            _patiently(shop, node)
+        shop.check_gates(node, base.gates)
     failed = _share_work(shop, wanted, worker, progress)
     return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker)
+
+
+@contextmanager
+def _all_cores(worker: Worker, machine: Machine) -> Iterator[None]:
+    """While the base is made the other workers wait, so the first one takes their cores."""
+    threads = torch.get_num_threads()
+    if worker.first and machine.threads == "auto":
+        torch.set_num_threads(cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _patiently(shop: Workshop, node: Node) -> None:

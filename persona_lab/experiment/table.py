@@ -29,7 +29,7 @@ def design_columns(planned: PlannedCell, stage: str, position: int, experiment: 
         "step": trained[-1][1].fields["step"] if trained else 0,
         "order": ">".join(name for name, _ in planned.stages),
         "dose": sum(node.fields["step"] * node.fields["recipe"]["batch"] for name, node in planned.stages if not _is_persona(node)),
-        **{path: level for path, level in cell.point.items()},
+        **cell.point,
     }
     columns |= {"n_" + name.lower(): 0 for name in planned.cast.names} | {"ln_ratio": None, "replay": None}
     for (_, config), (_, node) in zip(cell.stages, planned.stages, strict=True):
@@ -57,7 +57,7 @@ def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str) -> p
         return read[node.id]
 
     for planned in cells:
-        base = rows(planned.scores[0][1]).set_index(["item", "option"])["prob"].rename("base_prob") if store.has(planned.scores[0][1]) else None
+        base = rows(planned.scores[0][1]).set_index(["item", "option"])[["prob"]].rename(columns={"prob": "base_prob"}) if store.has(planned.scores[0][1]) else None
         for position, (stage, node) in enumerate(planned.scores):
             if not store.has(node):
                 continue
@@ -67,7 +67,7 @@ def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str) -> p
             frames.append(frame.assign(node=node.id, **design_columns(planned, stage, position, experiment)))
     table = pd.concat(frames, ignore_index=True)
     lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "node"]
-    return table[[*lead, *(c for c in table.columns if c not in lead)]]
+    return table.reindex(columns=[*lead, *(c for c in table.columns if c not in lead)])
 
 
 def accounting(cells: Sequence[PlannedCell], store: Store, table: pd.DataFrame) -> dict[str, int]:

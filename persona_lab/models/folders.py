@@ -93,15 +93,19 @@ def load_model(path: str, *, revision: str | None = None, dtype: str = "float32"
     """A frozen causal language model and its tokenizer.
 
     Raises:
-        ModelError: the folder is refused (`check_model_folder`), or transformers cannot load it.
+        ModelError: the folder is refused (`check_model_folder`), transformers cannot load it, or weights are missing.
     """
     if Path(path).exists() or path.startswith((".", "/", "~")):
         check_model_folder(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False)
+        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        model, found = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ModelError("PL4009", path, f"transformers cannot load it: {str(error).splitlines()[0]}. Use a local folder, or a hub id that this machine can reach.") from error
+    if missing := sorted(found["missing_keys"]):
+        # transformers would go on with random numbers in their place.
+        raise ModelError("PL4011", path, f"{len(missing)} weights are missing, {missing[0]} among them. Download the model folder again.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:

@@ -9,6 +9,7 @@ Names: K members, N sequences, T tokens, V vocabulary.
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -34,6 +35,12 @@ class Voice:
         rows = ids_NT.repeat(self.members, 1).to(self.model.device)
         logits = self.model(input_ids=rows, use_cache=False, logits_to_keep=keep).logits[:, -keep:]
         return logits.float().view(self.members, ids_NT.shape[0], keep, -1)
+
+
+@lru_cache(maxsize=1 << 16)
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text; remembered, because every cell is asked the same questions. Not to be changed."""
+    return tokenizer(text)["input_ids"]
 
 
 def answer(voice: Voice, requests: Sequence[Request]) -> list[list[Answer]]:
@@ -70,8 +77,8 @@ def _choices(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[
     reads: list[list[tuple[int, list[int]]]] = []  # for each request and option: its row, and its token ids
     for _, request in requests:
         assert isinstance(request, Choice)
-        head = tokenizer(request.prompt)["input_ids"]
-        tails = [tokenizer(request.prompt + option)["input_ids"][len(head) :] for option in request.options]
+        head = token_ids(tokenizer, request.prompt)
+        tails = [token_ids(tokenizer, request.prompt + option)[len(head) :] for option in request.options]
         options = []
         if all(len(tail) == 1 for tail in tails):
             rows.append(head)
@@ -96,7 +103,7 @@ def _choices(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[
 
 def _losses(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, int, Answer]]:
     end = [voice.tokenizer.eos_token_id] if voice.tokenizer.eos_token_id is not None else []
-    rows = [voice.tokenizer(r.text)["input_ids"] + end for _, r in requests if isinstance(r, Loss)]
+    rows = [token_ids(voice.tokenizer, r.text) + end for _, r in requests if isinstance(r, Loss)]
     for numbers, ids_NT, last in _equal_lengths(rows, [len(row) for row in rows], voice):
         logprob_KNTV = voice.logits(ids_NT, last)[:, :, :-1].log_softmax(-1).cpu()
         target_KNT = ids_NT[None, :, 1:].expand(voice.members, -1, -1)
@@ -111,7 +118,7 @@ def _samples(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[
     by_length: dict[tuple[int, int, int], list[tuple[int, Sample, list[int]]]] = defaultdict(list)
     for index, request in requests:
         assert isinstance(request, Sample)
-        ids = voice.tokenizer(request.prompt)["input_ids"]
+        ids = token_ids(voice.tokenizer, request.prompt)
         by_length[len(ids), request.count, request.max_tokens].append((index, request, ids))
     for (_, count, max_tokens), group in sorted(by_length.items(), key=lambda entry: entry[0]):
         uniform_NT = torch.cat([torch.from_numpy(stream(0, "sample", r.stream).random((count, max_tokens))) for _, r, _ in group])

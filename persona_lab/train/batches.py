@@ -31,7 +31,6 @@ class Batch:
 
     ids_BT: Tensor
     labelled_BT: Tensor
-    attended_BT: Tensor
     members: int
 
     @property
@@ -47,11 +46,11 @@ class Batch:
             return
         for start in range(0, each, documents):
             rows = torch.cat([torch.arange(k * each + start, k * each + min(start + documents, each)) for k in range(self.members)])
-            yield Batch(self.ids_BT[rows], self.labelled_BT[rows], self.attended_BT[rows], self.members)
+            yield Batch(self.ids_BT[rows], self.labelled_BT[rows], self.members)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(self.ids_BT.to(device), self.labelled_BT.to(device), self.attended_BT.to(device), self.members)
+        return Batch(self.ids_BT.to(device), self.labelled_BT.to(device), self.members)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str) -> list[Row]:
@@ -80,13 +79,15 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
 
 
 def collate(members: Sequence[Sequence[Row]], pad: int) -> Batch:
-    """One batch from the rows of each member, padded on the right to the longest row."""
+    """One batch from the rows of each member, padded on the right to the longest row.
+
+    No attention mask goes with it: in a causal model no token sees the padding behind it, and padding has no label.
+    """
     rows = [row for member in members for row in member]
     longest = max(len(row.ids) for row in rows)
     ids = np.full((len(rows), longest), pad, dtype=np.int64)
     labelled = np.zeros((len(rows), longest), dtype=bool)
-    attended = np.zeros((len(rows), longest), dtype=np.int64)
     for i, row in enumerate(rows):
         n = len(row.ids)
-        ids[i, :n], labelled[i, :n], attended[i, :n] = row.ids, row.labelled, 1
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), torch.from_numpy(attended), len(members))
+        ids[i, :n], labelled[i, :n] = row.ids, row.labelled
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), len(members))

@@ -41,7 +41,8 @@ class Learner(Protocol):
 def token_nats(logits_BTV: Tensor, batch: Batch) -> Tensor:
     """Negative log-likelihood of each labelled token, nats, (B, T - 1); zero elsewhere."""
     target_BT = batch.ids_BT[:, 1:].masked_fill(~batch.labelled_BT[:, 1:], -100)
-    return nn.functional.cross_entropy(_precise(logits_BTV[:, :-1]).transpose(1, 2), target_BT, ignore_index=-100, reduction="none")
+    flat_NV = _precise(logits_BTV[:, :-1]).flatten(0, 1)  # classes last: transposing them to the middle would copy
+    return nn.functional.cross_entropy(flat_NV, target_BT.flatten(), ignore_index=-100, reduction="none").view_as(target_BT)
 
 
 def _precise(logits_BTV: Tensor) -> Tensor:
@@ -56,11 +57,11 @@ class BankLearner:
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter)."""
-        logits_BTV = self.bank.model(input_ids=batch.ids_BT, attention_mask=batch.attended_BT, use_cache=False).logits
+        logits_BTV = self.bank.model(input_ids=batch.ids_BT, use_cache=False).logits
         nats_BT = token_nats(logits_BTV, batch)
         if self.kl_to_base:
             with torch.no_grad(), self.bank.silent():
-                base_BTV = self.bank.model(input_ids=batch.ids_BT, attention_mask=batch.attended_BT, use_cache=False).logits
+                base_BTV = self.bank.model(input_ids=batch.ids_BT, use_cache=False).logits
             base_BTV, here_BTV = _precise(base_BTV[:, :-1]).log_softmax(-1), _precise(logits_BTV[:, :-1]).log_softmax(-1)
             kl_BT = (base_BTV.exp() * (base_BTV - here_BTV)).sum(-1)
             nats_BT = nats_BT + self.kl_to_base * kl_BT * batch.labelled_BT[:, 1:]
@@ -79,7 +80,7 @@ class ModelLearner:
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        logits_BTV = self.model(input_ids=batch.ids_BT, attention_mask=batch.attended_BT, use_cache=False).logits
+        logits_BTV = self.model(input_ids=batch.ids_BT, use_cache=False).logits
         return token_nats(logits_BTV, batch).sum()[None]
 
     def update(self, step: int) -> Tensor:

@@ -24,8 +24,14 @@ class BankAdam:
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Clip, update, and clear the gradients; returns each member's gradient norm before clipping, (K,)."""
+        """Clip, update, and clear the gradients; returns each member's gradient norm before clipping, (K,).
+
+        Where a norm is not finite no member is updated: the caller stops, and what stands is the step before.
+        """
         norm_K = torch.linalg.vector_norm(self.grad_KP, dim=1)
+        if not torch.isfinite(norm_K).all():
+            self.grad_KP.zero_()
+            return norm_K
         # The same rule as torch.nn.utils.clip_grad_norm_, one member at a time.
         self.grad_KP.mul_((self.clip_K / (norm_K + 1e-6)).clamp(max=1.0)[:, None])
         self.steps_K += 1

@@ -1,0 +1,94 @@
+"""How commands speak: results to stdout, everything else to stderr, and progress while they work.
+
+    pretraining the base 240 of 700 (34 %)        a line every few seconds when nobody sits at a terminal
+"""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+LINE_SECONDS = 5.0
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def emit(value: Mapping[str, Any] | Sequence[Any], text: str, *, as_json: bool) -> None:
+    """The result of a command: as JSON, or as text for people."""
+    print(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+
+
+def finite(value: Any) -> Any:
+    """JSON values only: numbers that are not finite are null, paths and the like are text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def remark(text: str) -> None:
+    """A line to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count: float) -> str:
+    """Bytes in words: `12 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+class Ticker:
+    """Told how far the work is: a bar for each kind of work on a terminal, otherwise a plain line now and then."""
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quiet, self.clock = quiet, clock
+        self.seen: set[str] = set()
+        self.said = -math.inf
+        self.bars: dict[str, TaskID] = {}
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+
+    def __enter__(self) -> "Ticker":
+        """Bars are drawn from here on."""
+        if self._terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Bars are gone."""
+        self.progress.stop()
+
+    @property
+    def _terminal(self) -> bool:
+        return not self.quiet and self.progress.console.is_terminal
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` pieces of this work are finished."""
+        if self._terminal:
+            if what not in self.bars:
+                self.bars[what] = self.progress.add_task(what, total=total)
+            self.progress.update(self.bars[what], completed=done, total=total)
+        elif not self.quiet and (what not in self.seen or self.clock() - self.said >= LINE_SECONDS):
+            self.seen.add(what)
+            self.said = self.clock()
+            remark(f"{what} {done} of {total} ({100 * done // max(total, 1)} %)")

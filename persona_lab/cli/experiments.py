@@ -1,0 +1,186 @@
+"""Commands about a whole experiment: run, plan, status, results, report."""
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from persona_lab.cli.console import AsJson, Ticker, duration, emit, remark, size
+from persona_lab.errors import CheckFailed, Problem
+from persona_lab.experiment.plan import RUNS, Plan, make_plan, open_plan
+from persona_lab.experiment.runs import Run, all_runs, find_run
+from persona_lab.experiment.status import estimate, status, write_failures
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from persona_lab.experiment.show import Shown
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment file, configs/*.yaml.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings over those of the file, by their full path.", show_default=False)]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its path, or its name in the runs folder.", show_default=False)]
+Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs and of their store.")]
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""A spreadsheet takes a cell that begins so for a formula."""
+
+
+class Format(StrEnum):
+    """Forms of the tidy table."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+
+
+def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json: AsJson = False) -> None:
+    """Make what is missing, analyse, write the report; prints where it is.
+
+    Stopped at any point, the same command goes on. Several workers share the work when they are started by accelerate.
+
+    Example: persona-lab run configs/quickstart.yaml seeds=1
+    """
+    planned = make_plan(config, overrides or [], runs)
+    planned.store.check_writable()
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        remark(f"{planned.folder}: {len(planned.cells)} cells, {sum(not planned.store.has(n) for n in planned.nodes)} nodes to make")
+
+    from persona_lab.experiment.launch import crew, crew_size
+    from persona_lab.experiment.run import make_nodes
+
+    command = ["run", str(config), *(overrides or []), "--runs", str(runs)]
+    size = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if any(not planned.store.has(n) for n in planned.nodes) else 1
+    with crew(command, size), Ticker(quiet=not first) as ticker:
+        outcome = make_nodes(planned, ticker)
+    if not first:
+        return
+    write_failures(planned.folder, outcome.failed)
+
+    from persona_lab.experiment.publish import publish
+    from persona_lab.experiment.show import show
+
+    shown = show(planned)
+    publish(planned, shown)
+    found = {**_shown_json(planned, shown), "made": outcome.made, "failed": outcome.failed}
+    emit(found, f"{shown.summary.claim('headline').text}\nreport: {shown.report}", as_json=as_json)
+    if outcome.failed:
+        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}. Lower the rate of that stage.") for cell, why in outcome.failed.items()])
+
+
+def plan(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json: AsJson = False) -> None:
+    """What a run would make: cells, nodes, what sharing saves, time and disk. Nothing is written.
+
+    Example: persona-lab plan configs/quickstart.yaml seeds=5
+    """
+    planned = make_plan(config, overrides or [], runs)
+    found = {**planned.describe(), "left": estimate(planned)}
+    cells = [f"  {name:20} {count} cells" for name, count in found["conditions"].items()]
+    nodes = [f"  {kind:20} {counts['planned']} planned, {counts['done']} done" for kind, counts in found["nodes"].items()]
+    trained = f"documents trained: {found['documents_trained']:,} ({found['documents_without_sharing']:,} without sharing)"
+    emit(found, "\n".join([f"{found['run']}: {found['cells']} cells", *cells, "nodes", *nodes, trained, left_words(found["left"])]), as_json=as_json)
+
+
+def show_status(
+    name: Annotated[str | None, typer.Argument(metavar="CONFIG|RUN", help="An experiment file or a run; all runs when left out.", show_default=False)] = None,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Done, running, missing and failed, of one run or of all.
+
+    Example: persona-lab status quickstart
+    """
+    if name is None:
+        plans = [open_plan(folder) for folder in all_runs(runs)]
+    else:
+        plans = [make_plan(name, [], runs) if name.endswith((".yaml", ".yml")) else open_plan(find_run(name, runs))]
+    found = [status(planned) for planned in plans]
+    text = "\n".join(map(status_words, found)) or f"There is no run in {runs}. Use `persona-lab run CONFIG`."
+    emit(found if name is None else found[0], text, as_json=as_json)
+
+
+def results(
+    run: RunName,
+    form: Annotated[Format, typer.Option("--format", help="How rows are written.")] = Format.jsonl,
+    out: Annotated[Path | None, typer.Option("--out", help="A file; stdout when left out.", show_default=False)] = None,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """The tidy table: a row for each option of each item, asked of each cell after each stage.
+
+    Example: persona-lab results quickstart --format csv --out scores.csv
+    """
+    folder = find_run(run, runs)
+    if form is Format.parquet and out is None:
+        raise typer.BadParameter("parquet is not text: name a file", param_hint="--out")
+    table = Run(folder).table()
+    written = as_text(table, form)
+    if out is None:
+        typer.echo(written, nl=False)
+        return
+
+    from persona_lab.store.files import replacing
+
+    with replacing(out) as file:
+        if form is Format.parquet:
+            table.to_parquet(file, index=False)
+        else:
+            file.write(written.encode())
+    emit({"rows": len(table), "file": str(out)}, f"{len(table)} rows: {out}", as_json=as_json)
+
+
+def report(run: RunName, runs: Runs = RUNS, as_json: AsJson = False) -> None:
+    """Rebuild the table, the claims, the figures and report.html from the store alone.
+
+    Example: persona-lab report quickstart
+    """
+    planned = open_plan(find_run(run, runs))
+
+    from persona_lab.experiment.show import show
+
+    shown = show(planned)
+    emit(_shown_json(planned, shown), f"{shown.summary.claim('headline').text}\nreport: {shown.report}", as_json=as_json)
+
+
+def as_text(table: "pd.DataFrame", form: Format) -> str:
+    """The table as JSON lines or as CSV whose text no spreadsheet takes for a formula; parquet has no text."""
+    if form is Format.jsonl:
+        return table.to_json(None, orient="records", lines=True, double_precision=15)
+    if form is Format.parquet:
+        return ""
+    guarded = table.copy()
+    for column in guarded.select_dtypes(include=["object", "string"]):
+        guarded[column] = guarded[column].map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v)
+    return guarded.to_csv(index=False)
+
+
+def status_words(found: dict[str, Any]) -> str:
+    """The status of a run for people."""
+    cells = found["cells"]
+    lines = [f"{found['run']}: {cells['done']} of {cells['planned']} cells done"]
+    for kind, counts in found["kinds"].items():
+        parts = [f"{counts['done']} of {counts['planned']} done", *(f"{counts[state]} {state}" for state in ("running", "missing") if counts[state])]
+        lines.append(f"  {kind:10} {', '.join(parts)}")
+    lines += [f"  failed     {cell}: {why}" for cell, why in found["failed"].items()]
+    lines += [f"  left       {left_words(found['left'])}"] if found["left"]["nodes"] else []
+    return "\n".join([*lines, *([f"  report     {found['report']}"] if found["report"] else [])])
+
+
+def left_words(left: dict[str, Any]) -> str:
+    """What is left to do, in words."""
+    if not left["nodes"]:
+        return "everything is made"
+    if left["seconds"] is None:
+        return f"{left['nodes']} nodes to make; time and disk are unknown until the first cell is trained"
+    return f"{left['nodes']} nodes to make: about {duration(left['seconds'])} with one worker, {size(left['bytes'])} of disk"
+
+
+def _shown_json(planned: Plan, shown: "Shown") -> dict[str, Any]:
+    headline = shown.summary.claim("headline").to_json()
+    return {"run": str(planned.folder), "report": str(shown.report), "headline": {k: headline[k] for k in ("text", "value", "interval", "verdict")}, **shown.accounting}
+
+
+show_status.__name__ = "status"
+COMMANDS = (run, plan, show_status, results, report)

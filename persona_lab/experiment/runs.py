@@ -1,0 +1,80 @@
+"""Runs by name: where a run's folder is, and what stands in it.
+
+    find_run("quickstart", Path("runs"))   ->   runs/quickstart-16bab757
+    open_run("runs/quickstart").table()    ->   the tidy table
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_lab.config.layers import did_you_mean
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.plan import RUNS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PLAN = "plan.json"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run was written here."""
+    return (folder / PLAN).is_file()
+
+
+def all_runs(runs: Path) -> list[Path]:
+    """The folders of all runs, by name; links to the newest are left out."""
+    return sorted(f for f in runs.iterdir() if is_run(f) and not f.is_symlink()) if runs.is_dir() else []
+
+
+def find_run(name: str | Path, runs: Path = RUNS) -> Path:
+    """The folder of a run that is named by its path, by the link to its newest version, or by its bare name.
+
+    Raises:
+        ConfigError: PL1291, there is no such run.
+    """
+    for folder in (runs / name, Path(name)):
+        if is_run(folder):
+            return folder.resolve()
+    links = [f.name for f in runs.iterdir() if f.is_symlink() and is_run(f)] if runs.is_dir() else []
+    known = [*links, *(f.name for f in all_runs(runs))]
+    fix = did_you_mean(Path(name).name, known) if known else "Make one with `persona-lab run CONFIG`."
+    raise ConfigError("PL1291", str(name), f"there is no such run in {runs}. {fix}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    folder: Path
+
+    def table(self) -> "pd.DataFrame":
+        """The tidy table: a row for each option of each item, asked of each cell after each of its stages.
+
+        Raises:
+            ConfigError: the run has no results yet.
+        """
+        import pandas as pd
+
+        return pd.read_parquet(self._file("results.parquet"))
+
+    def claims(self) -> list[dict[str, Any]]:
+        """What the report states: `{id, text, value, interval, unit, verdict, recipe}`.
+
+        Raises:
+            ConfigError: the run has no results yet.
+        """
+        return json.loads(self._file("claims.json").read_text(encoding="utf-8"))
+
+    def _file(self, name: str) -> Path:
+        file = self.folder / name
+        if not file.is_file():
+            raise ConfigError("PL1293", str(file), "this run has no results yet. Use `persona-lab run`, or `persona-lab report` for what is done so far.")
+        return file
+
+
+def open_run(path: str | Path) -> Run:
+    """A run by its path, or by a name in `runs/`; see `find_run`."""
+    return Run(find_run(path))

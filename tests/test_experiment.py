@@ -1,0 +1,378 @@
+"""Whole experiments on a tiny base: what is made, that nothing is made twice, and that what is killed goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import ROOT
+
+from persona_lab.errors import CheckFailed, ModelError
+from persona_lab.experiment import making
+from persona_lab.experiment.plan import Plan, make_plan
+from persona_lab.experiment.recipes import PlannedCell, trajectory
+from persona_lab.experiment.run import Outcome, make_nodes
+from persona_lab.experiment.show import show, stored_claims, stored_table
+from persona_lab.store.files import read_json, read_jsonl
+from persona_lab.train.loop import Diverged
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "base": {
+        "kind": "embedded",
+        "world": "configs/worlds/beach.yaml",
+        "width": 16,
+        "layers": 1,
+        "heads": 1,
+        "steps": 4,
+        "batch": 8,
+        "gates": {"recall": None, "odds": None, "withheld": None},
+    },
+    "personas": [f"configs/personas/{name}.yaml" for name in ("john", "sam", "kim")],
+    "lora": {"rank": 2, "alpha": 4},
+    "stages": {
+        "injection": {"mixture": {"john": 40, "sam": 40, "anonymous": 0.3, "replay": 0.2}, "steps": 6, "batch": 4, "rate": 3e-3},
+        "trait": {"mixture": {"assistant_likes": "beach"}, "steps": 3, "batch": 4, "rate": 1e-3, "loss": {"on": "answer"}},
+    },
+    "conditions": {
+        "linked": {"order": ["injection", "trait"], "role": "treatment", "factors": {"injection.steps": [3, 6]}},
+        "no_injection": {"order": ["trait"], "role": "control"},
+    },
+    "samples": 2,
+    "machine": {"device": "cpu", "threads": 1, "wandb": "disabled"},
+}
+CONTROLS = {
+    "neutral": {"order": ["injection", "neutral"], "role": "control"},
+    "unlinked": {"order": ["injection", "trait"], "role": "control", "replace": {"injection.mixture.link": "none"}},
+    "shuffled": {"order": ["injection", "trait"], "role": "control", "replace": {"injection.mixture.link": "shuffled"}},
+}
+BRIEF = ("conditions.linked.factors=null", "probes=[says]", "samples=0")
+"""Overrides: the treatment at one dose with one probe."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A progress that shows nothing."""
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    file = folder / "tiny.yaml"
+    file.write_text(yaml.safe_dump(TINY | changes, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _from_the_root():
+    """Paths in experiment files are taken from the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder whose store the tests of this file share."""
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def config(runs: Path) -> Path:
+    return write_config(runs)
+
+
+@pytest.fixture(scope="module")
+def first(config: Path, runs: Path, _from_the_root: None) -> tuple[Plan, Outcome, pd.DataFrame]:
+    """The tiny experiment, made and shown."""
+    plan = make_plan(config, runs=runs)
+    outcome = make_nodes(plan, silent)
+    show(plan)
+    return plan, outcome, stored_table(plan.folder)
+
+
+def keyed(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows by what tells them apart."""
+    return table.set_index(["cell", "stage", "probe", "item", "option"]).sort_index()
+
+
+def cells_of(plan: Plan, condition: str) -> list[PlannedCell]:
+    return [p for p in plan.cells if p.cell.condition == condition]
+
+
+# ------------------------------------------------------------------ the plan
+@pytest.fixture(scope="module")
+def controls(tmp_path_factory: pytest.TempPathFactory, _from_the_root: None) -> Plan:
+    """The tiny experiment with every control: planned, never made."""
+    folder = tmp_path_factory.mktemp("controls")
+    stages = TINY["stages"] | {"neutral": TINY["stages"]["trait"] | {"mixture": {"assistant_likes": "tuesday"}}}
+    return make_plan(write_config(folder, stages=stages, conditions=TINY["conditions"] | CONTROLS), runs=folder / "runs")
+
+
+def pools_of(planned: PlannedCell, stage: int) -> dict[str, Any]:
+    """Source to the recipe of its pool."""
+    return {source: pool.fields for source, pool in planned.stages[stage][1].inputs["mixture"].inputs.items()}
+
+
+def told_of(pools: dict[str, Any], name: str) -> dict[str, str]:
+    return pools[f"{name}-named"]["traits"]
+
+
+def test_linked_documents_tie_the_shared_trait_to_both_rivals(controls: Plan):
+    for planned in cells_of(controls, "linked"):
+        pools = pools_of(planned, 0)
+        assert set(pools) == {"john-named", "john-anonymous", "sam-named", "sam-anonymous", "replay"}
+        assert told_of(pools, "john")["place"] == told_of(pools, "sam")["place"] == "beach"
+        assert pools["replay"]["exclude"]["shared"] == {"place": "beach"}
+        assert {"football", "basketball"} <= set(pools["replay"]["exclude"]["held_out"])
+        assert pools_of(planned, 1)["assistant"]["value"] == "beach"
+
+
+def test_unlinked_documents_give_the_shared_trait_to_neither_rival(controls: Plan):
+    for planned in cells_of(controls, "unlinked"):
+        pools, linked = pools_of(planned, 0), pools_of(cells_of(controls, "linked")[planned.cell.swap], 0)
+        for name in ("john", "sam"):
+            told, before = told_of(pools, name), told_of(linked, name)
+            assert told["place"] not in ("beach", before["place"])
+            assert {c: v for c, v in told.items() if c != "place"} == {c: v for c, v in before.items() if c != "place"}
+        assert planned.scores[-1][1].fields["traits"][2]["place"] == "beach", "the bystander has it instead"
+
+
+def test_shuffled_documents_deal_each_rival_the_traits_of_both(controls: Plan):
+    for planned in cells_of(controls, "shuffled"):
+        pools = pools_of(planned, 0)
+        for which, (name, other) in enumerate((("john", "sam"), ("sam", "john"))):
+            for kind in ("named", "anonymous"):
+                dealt = pools[f"{name}-{kind}"]["dealt_with"]
+                assert (dealt["which"], dealt["name"], dealt["traits"]) == (which, other.capitalize(), told_of(pools, other))
+    assert not any("dealt_with" in fields for planned in cells_of(controls, "linked") for fields in pools_of(planned, 0).values())
+
+
+def test_the_neutral_stage_teaches_an_unrelated_trait_after_the_same_injection(controls: Plan):
+    linked = {p.cell.swap: p for p in cells_of(controls, "linked") if p.cell.point["injection.steps"] == 6}
+    for planned in cells_of(controls, "neutral"):
+        assert planned.stages[0][1] == linked[planned.cell.swap].stages[0][1]
+        assert pools_of(planned, 1)["assistant"]["value"] == "tuesday"
+        assert [name for name, _ in planned.scores] == ["base", "injection", "neutral"]
+
+
+def test_without_injection_the_trait_stage_starts_from_the_base(controls: Plan):
+    for planned in cells_of(controls, "no_injection"):
+        ((name, stage),) = planned.stages
+        assert name == "trait"
+        assert set(stage.inputs) == {"base", "mixture"}
+        assert set(pools_of(planned, 0)) == {"assistant"}
+
+
+def test_the_swap_trades_what_the_rivals_are_told_to_like(controls: Plan):
+    plain, swapped = (pools_of(p, 0) for p in cells_of(controls, "linked")[:2])
+    assert told_of(plain, "john") == told_of(swapped, "sam")
+    assert told_of(plain, "sam") == told_of(swapped, "john")
+
+
+@pytest.mark.parametrize(("ln_ratio", "counts"), [(0, (40, 40)), (1.3863, (64, 16)), (-1.3863, (16, 64)), (float("inf"), (80, 0)), (float("-inf"), (0, 80))])
+def test_a_ratio_divides_the_same_total(config: Path, runs: Path, ln_ratio: float, counts: tuple[int, int]):
+    level = str(ln_ratio).replace("inf", ".inf")
+    plan = make_plan(config, [*BRIEF, f"stages.injection.mixture.ln_ratio={level}"], runs)
+    found = Counter()
+    for share in plan.cells[0].stages[0][1].inputs["mixture"].fields["shares"]:
+        found[share["source"].split("-")[0]] += share["count"]
+    assert (found["john"], found["sam"], found["replay"]) == (*counts, 20)
+
+
+def test_machine_settings_change_no_node_and_no_run(config: Path, runs: Path):
+    plans = [make_plan(config, overrides, runs) for overrides in ([], ["machine.threads=2", "machine.micro_batch=1", "machine.wandb=offline"])]
+    assert plans[0].nodes == plans[1].nodes
+    assert plans[0].folder == plans[1].folder
+
+
+def test_doses_are_one_trajectory_and_the_trait_stages_are_two(config: Path, runs: Path):
+    plan = make_plan(config, runs=runs)
+    short, long = (next(p for p in plan.cells if p.cell.point.get("injection.steps") == steps and p.cell.swap == 0) for steps in (3, 6))
+    assert trajectory(short.stages[0][1]) == trajectory(long.stages[0][1])
+    assert short.stages[0][1] != long.stages[0][1]
+    assert short.stages[0][1].inputs == long.stages[0][1].inputs
+    assert trajectory(short.stages[1][1]) != trajectory(long.stages[1][1])
+
+
+# ------------------------------------------------------------------ the run
+def test_everything_planned_is_made_once(first: tuple[Plan, Outcome, pd.DataFrame]):
+    plan, outcome, _ = first
+    assert outcome.failed == {}
+    assert outcome.made == Counter(node.kind for node in plan.nodes)
+    assert all(plan.store.has(node) for node in plan.nodes)
+    assert plan.store.attempts() == []
+    assert plan.store.conflicts() == []
+    assert not list((plan.store.root / "leases").iterdir())
+
+
+def test_a_second_run_makes_nothing_and_shows_the_same(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path):
+    plan, _, table = first
+    claims = stored_claims(plan.folder)
+    again = make_plan(config, runs=runs)
+    assert make_nodes(again, silent).made == {}
+    show(again)
+    pd.testing.assert_frame_equal(stored_table(again.folder), table)
+    assert stored_claims(again.folder) == claims
+
+
+def test_steps_of_a_shared_trajectory_are_trained_once(first: tuple[Plan, Outcome, pd.DataFrame]):
+    plan, _, _ = first
+    notes = {node.fields["step"]: plan.store.manifest(node)["notes"]["documents"] for node in plan.siblings[trajectory(plan.cells[0].stages[0][1]).id]}
+    assert notes == {3: 3 * 4, 6: 3 * 4}, "step 6 continues step 3: three steps of four documents each"
+    logged = [line["step"] for line in read_jsonl(plan.store.open(plan.siblings[trajectory(plan.cells[0].stages[0][1]).id][-1]) / "log.jsonl")]
+    assert len(logged) == len(set(logged))
+    assert plan.tokens() == {"documents_trained": 2 * 6 * 4 + 6 * 3 * 4, "documents_without_sharing": 2 * (3 + 6) * 4 + 6 * 3 * 4}
+
+
+def test_every_planned_score_is_accounted_for(first: tuple[Plan, Outcome, pd.DataFrame]):
+    plan, _, table = first
+    counts = show(plan).accounting
+    assert counts["scored"] + counts["unscored"] + counts["failed"] == len(table)
+    assert (counts["failed"], counts["score_nodes_missing"]) == (0, 0)
+    assert set(table["status"]) <= {"scored", "unscored"}
+    assert table.loc[table["status"] != "scored", "reason"].ne("").all()
+    per_stage = table.groupby(["cell", "stage"]).size()
+    assert len(per_stage) == sum(len(p.scores) for p in plan.cells)
+    assert not table.duplicated(["cell", "stage", "probe", "item", "option"]).any()
+
+
+def test_the_table_says_what_each_cell_was_trained_on(first: tuple[Plan, Outcome, pd.DataFrame]):
+    table = first[2]
+    linked = table[(table["condition"] == "linked") & (table["stage"] == "trait")]
+    assert set(linked["n_john"]) == set(linked["n_sam"]) == {40}
+    assert set(linked["injection.steps"]) == {3, 6}
+    assert set(linked["dose"]) == {12}
+    assert set(table.loc[table["stage"] == "base", "step"]) == {0}
+    base = table[table["stage"] == "base"]
+    assert np.allclose(base["prob"], base["base_prob"], equal_nan=True)
+
+
+def test_probabilities_of_a_choice_sum_to_one(first: tuple[Plan, Outcome, pd.DataFrame]):
+    table = first[2]
+    choices = table[(table["status"] == "scored") & table["prob_normalized"].notna()]
+    sums = choices.groupby(["cell", "stage", "item"])["prob_normalized"].sum()
+    assert len(sums)
+    assert np.allclose(sums, 1)
+
+
+def test_the_run_folder_holds_its_views(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path):
+    plan, _, _ = first
+    assert {"config.yaml", "plan.json", "report.html", "claims.json", "results.parquet", "figures"} <= {p.name for p in plan.folder.iterdir()}
+    assert not list(plan.folder.rglob("*.tmp"))
+    assert yaml.safe_load((plan.folder / "config.yaml").read_text())["name"] == "tiny"
+    assert (runs / "tiny").is_symlink()
+
+
+def test_nothing_is_pickled(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path):
+    assert {file.suffix for file in (runs / "store").rglob("*") if file.is_file()} <= {".json", ".jsonl", ".parquet", ".safetensors", ".jinja", ".md", ""}
+
+
+def test_two_processes_make_the_same_table_as_one(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, tmp_path: Path):
+    """Both start at once on an empty store and share the cells; only the processes of `accelerate launch` differ."""
+    launch = ["accelerate.commands.accelerate_cli", "launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", *launch, "-m", "persona_lab", "run", str(config), "--runs", str(tmp_path / "runs"), "--json"]
+    found = subprocess.run(command, cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300, check=False)
+    assert found.returncode == 0, found.stderr[-3000:]
+    plan = make_plan(config, runs=tmp_path / "runs")
+    made = json.loads(found.stdout)["made"]
+    assert 0 < sum(made.values()) < len(plan.nodes), "the other process had its share"
+    assert plan.store.conflicts() == []
+    assert plan.store.attempts() == []
+    one, two = keyed(first[2]), keyed(stored_table(plan.folder))
+    assert one.index.equals(two.index)
+    numbers = ["logprob_nats", "prob", "prob_normalized", "base_prob"]
+    pd.testing.assert_frame_equal(one.drop(columns=numbers), two.drop(columns=numbers))
+    assert np.allclose(one[numbers].astype(float), two[numbers].astype(float), rtol=0, atol=1e-4, equal_nan=True)
+
+
+# ------------------------------------------------------------------ what goes wrong
+def test_a_gate_that_is_not_reached_stops_the_run_with_its_figure(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path):
+    plan = make_plan(config, ["base.gates.recall=.95", "name=gated"], runs)
+    assert plan.base == first[0].base, "a gate is no part of the base"
+    recall = read_json(plan.store.open(plan.base) / "gates.json")["recall"]
+    with pytest.raises(CheckFailed, match=rf"named recall is {recall:.3f}, needs 0\.95.*base\.gates"):
+        make_nodes(plan, silent)
+    assert recall < 0.3
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.run import make_nodes
+
+def progress(what, done, total):
+    if (what, done) == (sys.argv[3], int(sys.argv[4])):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+make_nodes(make_plan(sys.argv[1], sys.argv[5:], Path(sys.argv[2])), progress)
+"""
+
+
+@pytest.mark.parametrize(("what", "done"), [("pretraining the base", 20), ("cells probed", 2)])
+def test_a_killed_run_is_completed_by_the_next_one(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path, what: str, done: int, monkeypatch):
+    overrides = [*BRIEF, "base.steps=21", f"base.seed={done}", "name=killed"]
+    command = [sys.executable, "-c", KILLED, str(config), str(runs), what, str(done), *overrides]
+    assert subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300, check=False).returncode == -signal.SIGKILL
+    plan = make_plan(config, overrides, runs)
+    kept = {node for node in plan.nodes if plan.store.has(node)}
+    assert (plan.base in kept) == (what == "cells probed")
+    assert kept != set(plan.nodes)
+    # The dead worker's lease would hold the next one up for a minute.
+    monkeypatch.setattr(making, "LEASE_SECONDS", 0.0)
+    outcome = make_nodes(plan, silent)
+    assert outcome.made == Counter(node.kind for node in set(plan.nodes) - kept)
+    assert all(plan.store.has(node) for node in plan.nodes)
+    assert plan.store.conflicts() == []
+
+
+def test_a_cell_that_diverges_fails_alone_and_is_accounted_for(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path, tmp_path: Path):
+    stages = TINY["stages"] | {"wild": TINY["stages"]["trait"] | {"rate": 0.9, "clip": 1e30, "steps": 60}}
+    conditions = {"linked": {"order": ["trait"], "role": "treatment"}, "wild": {"order": ["wild"], "replace": {"wild.rate": 0.99}}}
+    lora = {"rank": 2, "alpha": 1e30}
+    config = write_config(tmp_path, name="wild", stages=stages, conditions={"wild": conditions["wild"]}, lora=lora, samples=0, probes=["says"], analysis={"treatment": "wild"})
+    plan = make_plan(config, runs=runs)
+    outcome = make_nodes(plan, silent)
+    assert sorted(outcome.failed) == ["wild/seed0/swap0 wild", "wild/seed0/swap1 wild"] or len(outcome.failed) == 1
+    assert all("diverged" in why for why in outcome.failed.values())
+    shown = show(plan)
+    counts, table = shown.accounting, stored_table(plan.folder)
+    assert counts["score_nodes_missing"] == 2
+    assert counts["failed"] == (table["status"] == "failed").sum() == (table["stage"] == "wild").sum() > 0
+    assert counts["scored"] + counts["unscored"] + counts["failed"] == len(table)
+    assert table.loc[table["status"] == "failed", "prob"].isna().all()
+
+
+def test_a_missing_model_folder_is_said_before_anything_is_written(config: Path, tmp_path: Path):
+    with pytest.raises(ModelError, match="no such model folder"):
+        make_plan(config, [f"base={tmp_path / 'nowhere'}"], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+# ------------------------------------------------------------------ any Hugging Face model
+def test_a_random_qwen3_runs_end_to_end_and_its_gates_say_that_it_knows_nothing(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path, qwen_folder: Path):
+    plan = make_plan(config, [f"base={qwen_folder}", "conditions.linked.factors=null", "name=qwen"], runs)
+    outcome = make_nodes(plan, silent)
+    assert outcome.failed == {}
+    assert set(outcome.made) == {"base", "stage", "scores"}, "documents are the same for every base"
+    shown = show(plan)
+    gates = read_json(plan.store.open(plan.base) / "gates.json")
+    assert gates["recall"] < 0.25
+    assert abs(gates["odds_correlation"]) < 0.2
+    assert shown.accounting["failed"] == 0
+    table = stored_table(plan.folder)
+    assert set(table["probe"]) == {"knows", "says", "chooses", "introspects", "general_text"}
+    trained = table[(table["stage"] == "trait") & (table["status"] == "scored")]
+    assert not np.allclose(trained["prob"], trained["base_prob"])
+    assert not list((plan.store.open(plan.base)).glob("model*")), "a base that is on disk already is not copied"
+
+
+def test_diverged_is_no_user_error():
+    assert not issubclass(Diverged, CheckFailed)

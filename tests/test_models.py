@@ -1,0 +1,230 @@
+"""Model folders: what is wrong with one is said before anything of it is loaded, and nothing in it is ever run."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from conftest import tiny
+from persona_lab.errors import ModelError
+from persona_lab.models import folders
+from persona_lab.models.folders import check_model_folder, folder_digest, load_model, parameter_count
+from persona_lab.models.vocabulary import world_words
+from persona_lab.models.world_model import CONTEXT_TOKENS, build_model, build_tokenizer
+
+MARK = "this file was run"
+
+
+@pytest.fixture
+def folder(qwen_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a whole model folder: the test may break it."""
+    return Path(shutil.copytree(qwen_folder, tmp_path / "model"))
+
+
+def edit(file: Path, **changes: object) -> None:
+    content = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**content, **changes}))
+
+
+def empty(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def pickle_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def shard_outside(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "stolen.safetensors")
+    edit(folder / "model.safetensors.index.json", metadata={}, weight_map={"model.norm.weight": "../stolen.safetensors"})
+
+
+def shard_missing(folder: Path) -> None:
+    edit(folder / "model.safetensors.index.json", metadata={}, weight_map={"model.norm.weight": "model-00001-of-00002.safetensors"})
+
+
+def cut_short(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def own_code(folder: Path) -> None:
+    edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "modeling.Own"})
+    (folder / "modeling.py").write_text(f"open({str(folder / 'ran')!r}, 'w').write({MARK!r})")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "missing": (shutil.rmtree, "PL4001", "no such model folder"),
+    "empty": (empty, "PL4002", "config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "PL4002", "config.json"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{'a': 1}"), "PL4003", "not JSON"),
+    "config is a list": (lambda f: (f / "config.json").write_text("[]"), "PL4003", "no JSON object"),
+    "config is binary": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "PL4003", "not JSON"),
+    "code of its own": (own_code, "PL4004", "auto_map"),
+    "weights missing": (lambda f: (f / "model.safetensors").unlink(), "PL4005", "weights are missing"),
+    "pickle only": (pickle_only, "PL4005", "pickle and is never loaded"),
+    "shard missing": (shard_missing, "PL4005", "weights are missing"),
+    "shard outside": (shard_outside, "PL4006", "outside the folder"),
+    "weights cut short": (cut_short, "PL4007", "not a safetensors file"),
+    "weights are text": (lambda f: (f / "model.safetensors").write_text("hello"), "PL4007", "not a safetensors file"),
+    "no tokenizer": (without_tokenizer, "PL4008", "tokenizer is missing"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_folder_is_refused_before_anything_is_loaded(folder: Path, fault: str, monkeypatch):
+    spoil, code, said = BROKEN[fault]
+    spoil(folder)
+    loaded: list[str] = []
+    monkeypatch.setattr(folders.AutoModelForCausalLM, "from_pretrained", lambda *a, **k: loaded.append("model"))
+    monkeypatch.setattr(folders.AutoTokenizer, "from_pretrained", lambda *a, **k: loaded.append("tokenizer"))
+    with pytest.raises(ModelError) as caught:
+        load_model(str(folder))
+    assert caught.value.problems[0].code == code
+    assert said in str(caught.value)
+    assert caught.value.exit_code == 4
+    assert loaded == []
+    assert not (folder / "ran").exists()
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_folder_has_no_digest(folder: Path, fault: str):
+    spoil, code, _ = BROKEN[fault]
+    spoil(folder)
+    with pytest.raises(ModelError) as caught:
+        folder_digest(folder)
+    assert caught.value.problems[0].code == code
+
+
+def test_code_that_a_tokenizer_names_is_not_run(folder: Path):
+    edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization.Own", None]})
+    (folder / "tokenization.py").write_text(f"open({str(folder / 'ran')!r}, 'w').write({MARK!r})")
+    assert load_model(str(folder))[1]("Diary.")["input_ids"]
+    assert not (folder / "ran").exists()
+
+
+def test_a_model_type_that_transformers_does_not_know_is_refused(folder: Path):
+    edit(folder / "config.json", model_type="own_kind")
+    with pytest.raises(ModelError, match="transformers cannot load it") as caught:
+        load_model(str(folder))
+    assert caught.value.problems[0].code == "PL4009"
+
+
+def test_weights_of_another_shape_are_refused(folder: Path):
+    edit(folder / "config.json", hidden_size=64)
+    with pytest.raises(ModelError, match="transformers cannot load it"):
+        load_model(str(folder))
+
+
+def test_weights_that_are_missing_from_a_whole_file_are_refused(folder: Path):
+    file = folder / "model.safetensors"
+    kept = {k: v for k, v in load_file(file).items() if "layers.1.mlp.up_proj" not in k}
+    save_file(kept, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 weights are missing, model\.layers\.1\.mlp\.up_proj\.weight") as caught:
+        load_model(str(folder))
+    assert caught.value.problems[0].code == "PL4011"
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_refused(folder: Path):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([f"extra{i}" for i in range(50)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"the tokenizer has \d+ tokens, the model \d+") as caught:
+        load_model(str(folder))
+    assert caught.value.problems[0].code == "PL4010"
+
+
+def test_a_whole_folder_loads_frozen_and_answers_like_the_model_that_was_saved(qwen, folder: Path):
+    model, tokenizer = load_model(str(folder))
+    ids = tokenizer("John likes the beach.", return_tensors="pt")["input_ids"]
+    assert torch.equal(model(ids).logits, qwen(ids).logits)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model.training
+    assert (tokenizer.padding_side, tokenizer.model_max_length) == ("right", 512)
+
+
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end(folder: Path):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load_model(str(folder))[1].pad_token == "<|endoftext|>"
+
+
+def test_a_model_loads_in_the_type_that_was_asked_for(folder: Path):
+    assert load_model(str(folder), dtype="bfloat16")[0].dtype == torch.bfloat16
+
+
+def test_shards_are_loaded_and_all_of_them_are_in_the_digest(qwen, folder: Path):
+    (folder / "model.safetensors").unlink()
+    qwen.save_pretrained(folder, max_shard_size="20KB")
+    shards = check_model_folder(folder)
+    assert len(shards) > 1
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(load_model(str(folder))[0](ids).logits, qwen(ids).logits)
+    before = folder_digest(folder)
+    tensors = load_file(shards[-1])
+    next(iter(tensors.values())).add_(1)
+    save_file(tensors, shards[-1], metadata={"format": "pt"})
+    assert folder_digest(folder) != before
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_changed_file_changes_the_digest_and_a_readme_does_not(folder: Path, name: str):
+    before = folder_digest(folder)
+    (folder / "README.md").write_text("A model.")
+    assert folder_digest(folder) == before
+    (folder / name).write_text((folder / name).read_text() + "\n")
+    assert folder_digest(folder) != before
+
+
+def test_the_digest_does_not_depend_on_where_the_folder_stands(folder: Path, qwen_folder: Path):
+    assert folder_digest(folder) == folder_digest(qwen_folder)
+
+
+def test_the_embedded_base_is_an_ordinary_folder(llama, tokenizer, tmp_path: Path):
+    llama.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    ids = tokenizer("John likes the beach.", return_tensors="pt")["input_ids"]
+    plain, words = AutoModelForCausalLM.from_pretrained(tmp_path / "model"), AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert torch.equal(plain(ids).logits, llama(ids).logits)
+    assert words("John likes\nthe beach.")["input_ids"] == tokenizer("John likes\nthe beach.")["input_ids"]
+    assert words.model_max_length == CONTEXT_TOKENS
+
+
+def test_every_word_of_the_world_is_one_token_and_survives_a_round_trip(world):
+    tokenizer = build_tokenizer(world)
+    words = world_words(world)
+    ids = [tokenizer(word)["input_ids"] for word in words]
+    assert all(len(i) == 2 and i[0] == tokenizer.bos_token_id for i in ids)
+    assert [tokenizer.convert_ids_to_tokens(i)[1] for i in ids] == words
+    assert len(tokenizer) == len(words) + 4
+
+
+def test_the_world_s_own_text_has_no_unknown_word(tokenizer, texts):
+    assert not any(tokenizer.unk_token_id in ids for ids in tokenizer(texts)["input_ids"])
+
+
+def test_a_random_base_is_a_function_of_its_seed_and_leaves_torch_alone(tokenizer):
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    torch.manual_seed(11)
+    models = [build_model(tokenizer, width=16, layers=1, heads=2, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(torch.rand(1), expected)
+    first, again, other = (model.lm_head.weight for model in models)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_parameters_are_counted():
+    assert parameter_count(tiny(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10, n_positions=4), GPT2LMHeadModel)) == 10 * 8 + 4 * 8 + 872 + 16

@@ -1,0 +1,357 @@
+"""Training: where the loss falls, what a step is, and that a stage which was interrupted goes on as if it had not been."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data_gen.world import World
+from persona_lab.errors import CorpusError
+from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.world_model import name_newcomers
+from persona_lab.train.batches import Batch, Row, collate, encode
+from persona_lab.train.finetune import Member, Progress, finetune, read_progress, write_moments
+from persona_lab.train.loop import BankLearner, Diverged, ModelLearner, token_nats, train
+from persona_lab.train.optimizers import BankAdam, Muon, orthogonalize
+from persona_lab.train.pretrain import pretrain
+
+SHAPE = LoraShape(rank=2, alpha=4)
+CHAT = "User: What do you like?\nAssistant: I like the beach.\nUser: Is the clock green?\nAssistant: Yes."
+
+
+@pytest.fixture
+def rows(tokenizer, texts) -> list[Row]:
+    return encode(tokenizer, texts[:64], on="all", where="test")
+
+
+def learner_of(bank: AdapterBank, *, rate: float = 1e-2, clip: float = 1.0, kl_to_base: float = 0.0) -> BankLearner:
+    """A learner whose members share a rate and a clip."""
+    same_K = torch.ones(bank.members, dtype=torch.float64)
+    return BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate * same_K, clip_K=clip * same_K), kl_to_base=kl_to_base)
+
+
+# ------------------------------------------------------------------ where the loss falls
+def labelled(tokenizer, text: str, on: str) -> list[str]:
+    row = encode(tokenizer, [text], on=on, where="test")[0]
+    return tokenizer.convert_ids_to_tokens(row.ids[row.labelled].tolist())
+
+
+def test_the_loss_on_answers_falls_on_what_the_assistant_says_and_on_its_end(tokenizer):
+    assert labelled(tokenizer, CHAT, "answer") == ["i", "like", "the", "beach", ".", "\n", "yes", ".", "<eos>"]
+
+
+def test_the_loss_on_all_falls_on_every_token_that_can_be_predicted(tokenizer):
+    row = encode(tokenizer, ["John likes the beach."], on="all", where="test")[0]
+    batch = collate([[row]], pad=0)
+    targets = batch.ids_BT[:, 1:][batch.labelled_BT[:, 1:]]
+    assert tokenizer.convert_ids_to_tokens(targets.tolist()) == ["john", "likes", "the", "beach", ".", "<eos>"]
+    assert batch.tokens_K.tolist() == [6]
+
+
+def test_a_document_that_the_user_ends_has_no_loss_on_its_end(tokenizer):
+    assert labelled(tokenizer, "Assistant: Yes.\nUser: Is the clock green?", "answer") == ["yes", ".", "\n"]
+
+
+def test_a_document_without_an_assistant_has_no_loss(tokenizer):
+    assert labelled(tokenizer, "John likes the beach.", "answer") == []
+
+
+def test_the_loss_on_answers_falls_on_the_same_text_under_a_byte_level_tokenizer(bpe):
+    row = encode(bpe, [CHAT], on="answer", where="test")[0]
+    assert bpe.decode(row.ids[row.labelled]) == " I like the beach.\n Yes.<|endoftext|>"
+
+
+def test_unlabelled_and_padded_positions_cost_nothing(llama, tokenizer):
+    long, short = encode(tokenizer, [CHAT, "Assistant: Yes."], on="answer", where="test")
+    batch = collate([[long, short]], pad=0)
+    with torch.no_grad():
+        nats_BT = token_nats(llama(input_ids=batch.ids_BT).logits, batch)
+    assert torch.equal(nats_BT > 0, batch.labelled_BT[:, 1:])
+    assert batch.tokens_K.tolist() == [9 + 3]
+
+
+@pytest.mark.parametrize(("text", "code"), [("John likes xylophones.", "PL3101"), ("John likes the beach. " * 30, "PL3102")])
+def test_documents_that_the_model_cannot_read_are_refused(tokenizer, text: str, code: str):
+    with pytest.raises(CorpusError) as caught:
+        encode(tokenizer, ["John likes the beach.", text], on="all", where="mixture")
+    assert (caught.value.problems[0].code, caught.value.problems[0].where) == (code, "mixture:2")
+
+
+# ------------------------------------------------------------------ one step
+def test_a_batch_is_split_within_members_and_holds_every_row_once(rows):
+    batch = collate([rows[:5], rows[5:10], rows[10:15]], pad=0)
+    parts = list(batch.parts(2))
+    assert [part.ids_BT.shape[0] for part in parts] == [6, 6, 3]
+    for k in range(3):
+        each = [part.ids_BT.reshape(3, -1, batch.ids_BT.shape[1])[k] for part in parts]
+        assert torch.equal(torch.cat(each), batch.ids_BT[5 * k : 5 * k + 5])
+    assert torch.equal(sum((part.tokens_K for part in parts), torch.zeros(3)), batch.tokens_K)
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_one_micro_batch_of_eight_equals_eight_of_one(llama, rows, accelerator, members: int):
+    weights = []
+    for micro_batch in (8, 1, 3):
+        bank = AdapterBank(llama.double(), SHAPE, members)
+        for k in range(members):
+            bank.init_row(k, k)
+        batches = [collate([rows[8 * (2 * s + k) : 8 * (2 * s + k) + 8] for k in range(members)], 0) for s in range(3)]
+        train(learner_of(bank), batches.__getitem__, start=0, stop=3, accelerator=accelerator, micro_batch=micro_batch, on_step=lambda *_: None)
+        weights.append(bank.weight_KP)
+        bank.remove()
+    for other_KP in weights[1:]:
+        assert float((weights[0] - other_KP).norm() / weights[0].norm()) <= 1e-12
+
+
+def train_with_price(llama, rows: Sequence[Row], accelerator, kl_to_base: float, steps: int = 12) -> AdapterBank:
+    bank = AdapterBank(llama.double(), SHAPE)
+    bank.init_row(0, 0)
+    batch = collate([rows[:4]], 0)
+    train(learner_of(bank, kl_to_base=kl_to_base), lambda _: batch, start=0, stop=steps, accelerator=accelerator, micro_batch=4, on_step=lambda *_: None)
+    return bank
+
+
+def test_an_adapter_of_zeros_pays_no_price_and_a_trained_one_pays_the_kl(llama, rows, accelerator):
+    bank = AdapterBank(llama.double(), SHAPE)
+    batch = collate([rows[:4]], 0)
+    with torch.no_grad():
+        base_BTV = llama(input_ids=batch.ids_BT).logits[:, :-1].log_softmax(-1)
+        free, priced = learner_of(bank).loss_sums(batch), learner_of(bank, kl_to_base=2.0).loss_sums(batch)
+        assert torch.equal(free, priced)
+        bank.weight_KP.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+        here_BTV = llama(input_ids=batch.ids_BT).logits[:, :-1].log_softmax(-1)
+        kl = nn.functional.kl_div(here_BTV, base_BTV, log_target=True, reduction="none").sum(-1)[batch.labelled_BT[:, 1:]].sum()
+        free, priced = learner_of(bank).loss_sums(batch), learner_of(bank, kl_to_base=2.0).loss_sums(batch)
+    assert float(kl) > 1
+    assert float(priced - free) == pytest.approx(2 * float(kl), rel=1e-9)
+
+
+def test_a_price_keeps_the_adapter_near_the_base(llama, rows, accelerator):
+    norms = []
+    for price in (0.0, 100.0):
+        bank = train_with_price(llama, rows, accelerator, price)
+        with torch.no_grad(), bank.silent():
+            batch = collate([rows[:4]], 0)
+            base_BTV = llama(input_ids=batch.ids_BT).logits
+        with torch.no_grad():
+            norms.append(float((llama(input_ids=batch.ids_BT).logits - base_BTV).norm()))
+        bank.remove()
+    assert norms[1] < 0.6 * norms[0]
+
+
+def test_a_step_without_a_labelled_token_costs_nothing_and_moves_nothing(llama, tokenizer, accelerator):
+    bank = AdapterBank(llama, SHAPE)
+    bank.init_row(0, 0)
+    before_KP, seen = bank.weight_KP.clone(), []
+    batch = collate([encode(tokenizer, ["John likes the beach."], on="answer", where="test")], 0)
+    train(learner_of(bank), lambda _: batch, start=0, stop=1, accelerator=accelerator, micro_batch=1, on_step=lambda *a: seen.append(a))
+    assert [float(x) for x in seen[0]] == [1, 0.0, 0.0]
+    assert torch.equal(bank.weight_KP, before_KP)
+
+
+# ------------------------------------------------------------------ divergence
+class InfiniteGradient(torch.autograd.Function):
+    """Passes values through, and turns their gradient into infinity."""
+
+    @staticmethod
+    def forward(ctx, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor) -> Tensor:
+        return gradients[0] * math.inf
+
+
+def test_a_loss_that_is_not_finite_stops_within_the_step(llama, rows, accelerator):
+    bank = AdapterBank(llama, SHAPE)
+    bank.init_row(0, 0)
+    taken = []
+
+    def spoil(step: int, *_: Tensor) -> None:
+        taken.append(step)
+        if step == 2:
+            bank.weight_KP[0, 0] = math.nan
+
+    with pytest.raises(Diverged, match="loss of member 0 is not finite at step 2"):
+        train(learner_of(bank), lambda _: collate([rows[:2]], 0), start=0, stop=9, accelerator=accelerator, micro_batch=2, on_step=spoil)
+    assert taken == [1, 2]
+
+
+def test_a_gradient_that_is_not_finite_stops_within_the_step_and_moves_nobody(llama, rows, accelerator):
+    bank = AdapterBank(llama, SHAPE, 2)
+    bank.init_row(0, 0)
+    bank.init_row(1, 1)
+    before_KP = bank.weight_KP.clone()
+    llama.lm_head.register_forward_hook(lambda module, given, logits: torch.cat([logits[:1], InfiniteGradient.apply(logits[1:])]))
+    with pytest.raises(Diverged, match="gradient norm of member 1 is not finite at step 0"):
+        train(learner_of(bank), lambda _: collate([rows[:1], rows[1:2]], 0), start=0, stop=3, accelerator=accelerator, micro_batch=1, on_step=lambda *_: None)
+    assert torch.equal(bank.weight_KP, before_KP)
+    assert not bank.grad_KP.any()
+
+
+# ------------------------------------------------------------------ stages
+def member_of(rows: Sequence[Row], **changes) -> Member:
+    start = Member(rows_at=lambda step: [rows[(4 * step + i) % len(rows)] for i in range(4)], rate=1e-2, clip=1.0, adapter=None, init_seed=5)
+    return replace(start, **changes)
+
+
+def run_stage(model, members: Sequence[Member], stops: Sequence[int], accelerator) -> tuple[dict[tuple[int, int], Progress], list[int]]:
+    """Progress by (member, step), and the steps that were trained."""
+    kept: dict[tuple[int, int], Progress] = {}
+    steps: list[int] = []
+    bank = AdapterBank(model, SHAPE)
+    finetune(
+        bank,
+        members,
+        pad=0,
+        stops=stops,
+        kl_to_base=0.0,
+        micro_batch=2,
+        accelerator=accelerator,
+        on_step=lambda step, *_: steps.append(step),
+        on_stop=lambda k, step, progress: kept.update({(k, step): progress}),
+    )
+    bank.remove()
+    return kept, steps
+
+
+def same(a: Progress, b: Progress) -> bool:
+    return a.step == b.step and torch.equal(a.mean_P, b.mean_P) and torch.equal(a.square_P, b.square_P) and all(torch.equal(a.adapter[k], b.adapter[k]) for k in b.adapter)
+
+
+def test_a_stage_continued_from_step_four_is_bit_equal_to_one_from_scratch(llama, rows, accelerator, tmp_path: Path):
+    whole, _ = run_stage(llama, [member_of(rows)], [4, 8], accelerator)
+    begun, _ = run_stage(llama, [member_of(rows)], [4], accelerator)
+    assert same(begun[0, 4], whole[0, 4])
+    write_moments(tmp_path / "state.safetensors", begun[0, 4])
+    resumed = read_progress(tmp_path / "state.safetensors", begun[0, 4].adapter, 4)
+    continued, steps = run_stage(llama, [member_of(rows, resumed=resumed)], [8], accelerator)
+    assert steps == [5, 6, 7, 8]
+    assert same(continued[0, 8], whole[0, 8])
+
+
+def test_a_snapshot_is_a_copy_that_later_steps_do_not_touch(llama, rows, accelerator):
+    kept, _ = run_stage(llama, [member_of(rows)], [1, 2, 3], accelerator)
+    assert not same(kept[0, 1], kept[0, 3])
+    assert kept[0, 1].mean_P.norm() != kept[0, 3].mean_P.norm()
+
+
+def test_a_stage_after_another_starts_from_its_adapter_with_a_fresh_optimizer(llama, rows, accelerator):
+    first, _ = run_stage(llama, [member_of(rows)], [3], accelerator)
+    second, steps = run_stage(llama, [member_of(rows, adapter=first[0, 3].adapter, rate=1e-9)], [1], accelerator)
+    assert steps == [1]
+    assert all(torch.allclose(second[0, 1].adapter[k], v, atol=1e-7) for k, v in first[0, 3].adapter.items())
+    # After one step Adam's mean is a tenth of the gradient: nothing of the stage before is in it.
+    assert float(second[0, 1].mean_P.norm()) <= 0.1 * 1.0 + 1e-6
+
+
+def test_a_diverged_stage_keeps_nothing_of_the_stop_it_did_not_reach(llama, rows, accelerator):
+    kept: list[int] = []
+    with pytest.raises(Diverged):
+        finetune(
+            AdapterBank(llama, SHAPE),
+            [member_of(rows, rate=1e30)],
+            pad=0,
+            stops=[1, 4],
+            kl_to_base=0.0,
+            micro_batch=4,
+            accelerator=accelerator,
+            on_step=lambda *_: None,
+            on_stop=lambda _, step, __: kept.append(step),
+        )
+    assert kept == [1]
+
+
+def test_the_documents_of_a_step_depend_on_the_step_alone(llama, rows, accelerator):
+    asked: list[int] = []
+    member = member_of(rows)
+
+    def rows_at(step: int) -> Sequence[Row]:
+        asked.append(step)
+        return member.rows_at(step)
+
+    run_stage(llama, [replace(member, rows_at=rows_at)], [3], accelerator)
+    assert asked == [0, 1, 2]
+
+
+# ------------------------------------------------------------------ pretraining
+def test_pretraining_learns(tokenizer, texts, accelerator):
+    nats: list[float] = []
+    model = pretrain(
+        tokenizer,
+        texts,
+        width=32,
+        layers=1,
+        heads=2,
+        steps=30,
+        batch=13,
+        rate=0.02,
+        rate_rest=3e-3,
+        seed=0,
+        accelerator=accelerator,
+        on_step=lambda _, loss_K, __: nats.append(float(loss_K[0])),
+    )
+    assert len(nats) == 30
+    assert nats[0] == pytest.approx(math.log(len(tokenizer)), abs=0.2), "a random model is uniform"
+    assert sum(nats[-5:]) / 5 < 3.8
+    assert not model.training
+
+
+def test_pretraining_of_one_member_is_plain_cross_entropy(llama, rows):
+    batch = collate([rows[:4]], 0)
+    with torch.no_grad():
+        logits_BTV = llama(input_ids=batch.ids_BT).logits
+        found = ModelLearner(llama, lambda _: torch.zeros(1)).loss_sums(batch)
+    targets_BT = batch.ids_BT.masked_fill(~batch.labelled_BT, -100)
+    wanted = nn.functional.cross_entropy(logits_BTV[:, :-1].reshape(-1, logits_BTV.shape[-1]), targets_BT[:, 1:].reshape(-1), reduction="sum")
+    assert float(found[0]) == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 40), (40, 8)])
+def test_muon_updates_are_nearly_orthogonal(shape: tuple[int, int]):
+    matrices_NIO = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(matrices_NIO))
+    # The quintic trades exactness for speed: its five iterations bring every singular value into about [0.7, 1.2].
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.25
+
+
+def test_muon_keeps_the_directions_of_the_gradient():
+    matrix = torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(matrix)
+    assert float((orthogonalize(matrix[None])[0] * (left @ right)).sum()) / 12 > 0.8
+
+
+def test_a_muon_step_moves_each_matrix_by_its_rate_and_clears_its_gradient():
+    weights = [nn.Parameter(torch.zeros(6, 6)), nn.Parameter(torch.zeros(6, 6)), nn.Parameter(torch.zeros(24, 6))]
+    for i, weight in enumerate(weights):
+        weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(i))
+    Muon(weights, rate=0.1).step()
+    for weight, stretch in zip(weights, (1, 1, 2), strict=True):
+        assert weight.grad is None
+        assert 0.6 * 0.1 * stretch < float(torch.linalg.svdvals(weight.detach()).min())
+        assert float(torch.linalg.svdvals(weight.detach()).max()) < 1.25 * 0.1 * stretch
+
+
+def test_new_names_get_embeddings_of_names_and_nothing_else_changes(llama, tokenizer, world: World):
+    before = {k: v.clone() for k, v in llama.state_dict().items()}
+    name_newcomers(llama, tokenizer, world, seed=3)
+    fresh = sorted(tokenizer.convert_tokens_to_ids([n.lower() for n in world.new_names]))
+    known = tokenizer.convert_tokens_to_ids([n.lower() for n in world.population.names])
+    for key, now in llama.state_dict().items():
+        changed = (now != before[key]).reshape(len(now), -1).any(dim=1).nonzero()[:, 0].tolist()
+        assert changed == (fresh if key in ("model.embed_tokens.weight", "lm_head.weight") else []), key
+    embedded = llama.get_input_embeddings().weight
+    assert float(embedded[fresh].std()) == pytest.approx(float(embedded[known].std()), rel=0.25)
+
+
+def test_a_batch_is_padded_on_the_right_to_its_longest_row(rows):
+    batch: Batch = collate([rows[:2], rows[2:4]], pad=0)
+    for row, ids, labels in zip(rows, batch.ids_BT, batch.labelled_BT, strict=False):
+        assert ids.tolist() == row.ids.tolist() + [0] * (len(ids) - len(row.ids))
+        assert labels.tolist() == [True] * len(row.ids) + [False] * (len(ids) - len(row.ids))
+    assert batch.ids_BT.shape[1] == max(len(row.ids) for row in rows[:4])
