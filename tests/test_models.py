@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from conftest import tiny
 from persona_lab.errors import ModelError
 from persona_lab.models import folders
 from persona_lab.models.folders import check_model_folder, folder_digest, load_model, parameter_count

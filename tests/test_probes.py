@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_gen.documents import ASSISTANT
+from persona_lab.config.schema import Gates
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.probes import PROBES
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.gates import GateFigures, measure_gates, recall_choices
 from persona_lab.probes.protocol import Cast, Choice, Loss, Request, Sample
 from persona_lab.probes.traits import read_value
-from persona_lab.config.schema import Gates
 
 # Under the byte-level tokenizer of the tests these options are one token each, and these several.
 ONE_TOKEN = Choice("Profile: John is an AI assistant. John likes", (" the", " a", "."))
@@ -42,7 +42,7 @@ def ids_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 @torch.no_grad()
 def naive_logprob(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, option: str) -> float:
-    """log P(option | prompt), one whole sequence at a time."""
+    """Log P(option | prompt), one whole sequence at a time."""
     ids, start = ids_of(tokenizer, prompt + option), len(ids_of(tokenizer, prompt))
     logprob_TV = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     return sum(float(logprob_TV[t - 1, ids[t]]) for t in range(start, len(ids)))

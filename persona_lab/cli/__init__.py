@@ -12,10 +12,11 @@ import typer
 
 from data_gen.errors import DataError
 from persona_lab.cli import documents, experiments, questions
-from persona_lab.cli.console import remark
+from persona_lab.cli.console import is_first, remark
 from persona_lab.errors import LabError, Problem
 
-PREEMPTED, INTERRUPTED = 75, 130
+PREEMPTED = 75
+STOPPED: dict[object, str] = {PREEMPTED: "Stopped by a signal", 130: "Interrupted"}
 CODES = "0 done, 1 a check failed, 2 config or command line, 3 data, 4 model or adapter, 5 environment, 75 preempted, 130 Ctrl-C"
 
 app = typer.Typer(
@@ -39,17 +40,19 @@ def main() -> None:
     # Loading bars of other packages would stand between our lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     signal.signal(signal.SIGTERM, _preempted)
+    # Asked now: a worker leaves its process group, and the variables that say so, as soon as it joins a run.
+    first = is_first()
     try:
         app(arguments, prog_name="persona-lab")
     except SystemExit as end:
-        if end.code == INTERRUPTED:
-            remark("Interrupted. What is finished is kept: the same command goes on from here.")
+        if first and end.code in STOPPED:
+            remark(f"{STOPPED[end.code]}. What is finished is kept: the same command goes on from here.")
         raise
     except (LabError, DataError, OSError) as error:
         if debug:
             raise
         problems, code = explained(error)
-        for problem in problems:
+        for problem in problems if first else ():
             remark(str(problem))
         sys.exit(code)
 
@@ -66,7 +69,6 @@ def explained(error: LabError | DataError | OSError) -> tuple[list[Problem], int
 
 def _preempted(number: int, frame: FrameType | None) -> None:
     """A scheduler takes the machine away: leave as Ctrl-C does, with the code that asks for another turn."""
-    remark("Stopped by a signal. What is finished is kept: the same command goes on from here.")
     sys.exit(PREEMPTED)
 
 

@@ -5,6 +5,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,11 @@ def finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, str | int | bool | None) else str(value)
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all workers of its run."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def remark(text: str) -> None:

@@ -1,14 +1,13 @@
 """Commands about a whole experiment: run, plan, status, results, report."""
 
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lab.cli.console import AsJson, Ticker, duration, emit, remark, size
-from persona_lab.errors import CheckFailed, Problem
+from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first, remark, size
+from persona_lab.errors import CheckFailed, ConfigError, Problem
 from persona_lab.experiment.plan import RUNS, Plan, make_plan, open_plan
 from persona_lab.experiment.runs import Run, all_runs, find_run
 from persona_lab.experiment.status import estimate, status, write_failures
@@ -38,22 +37,23 @@ class Format(StrEnum):
 def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json: AsJson = False) -> None:
     """Make what is missing, analyse, write the report; prints where it is.
 
-    Stopped at any point, the same command goes on. Several workers share the work when they are started by accelerate.
+    Stopped at any point, the same command goes on. One worker for each core or GPU shares the work (machine.workers).
 
     Example: persona-lab run configs/quickstart.yaml seeds=1
     """
     planned = make_plan(config, overrides or [], runs)
     planned.store.check_writable()
-    first = os.environ.get("RANK", "0") == "0"
+    first = is_first()
+    missing = sum(not planned.store.has(node) for node in planned.nodes)
     if first:
-        remark(f"{planned.folder}: {len(planned.cells)} cells, {sum(not planned.store.has(n) for n in planned.nodes)} nodes to make")
+        remark(f"{planned.folder}: {len(planned.cells)} cells, {missing} nodes to make")
 
     from persona_lab.experiment.launch import crew, crew_size
     from persona_lab.experiment.run import make_nodes
 
     command = ["run", str(config), *(overrides or []), "--runs", str(runs)]
-    size = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if any(not planned.store.has(n) for n in planned.nodes) else 1
-    with crew(command, size), Ticker(quiet=not first) as ticker:
+    workers = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if missing else 1
+    with crew(command, workers), Ticker(quiet=not first) as ticker:
         outcome = make_nodes(planned, ticker)
     if not first:
         return
@@ -92,10 +92,15 @@ def show_status(
 
     Example: persona-lab status quickstart
     """
-    if name is None:
-        plans = [open_plan(folder) for folder in all_runs(runs)]
-    else:
+    if name is not None:
         plans = [make_plan(name, [], runs) if name.endswith((".yaml", ".yml")) else open_plan(find_run(name, runs))]
+    else:
+        plans = []
+        for folder in all_runs(runs):
+            try:
+                plans.append(open_plan(folder))
+            except ConfigError as error:  # a run of another version must not hide the others
+                remark(str(error))
     found = [status(planned) for planned in plans]
     text = "\n".join(map(status_words, found)) or f"There is no run in {runs}. Use `persona-lab run CONFIG`."
     emit(found if name is None else found[0], text, as_json=as_json)
@@ -147,7 +152,7 @@ def report(run: RunName, runs: Runs = RUNS, as_json: AsJson = False) -> None:
 def as_text(table: "pd.DataFrame", form: Format) -> str:
     """The table as JSON lines or as CSV whose text no spreadsheet takes for a formula; parquet has no text."""
     if form is Format.jsonl:
-        return table.to_json(None, orient="records", lines=True, double_precision=15)
+        return table.to_json(orient="records", lines=True, double_precision=15) or "" or ""
     if form is Format.parquet:
         return ""
     guarded = table.copy()

@@ -11,10 +11,11 @@ import torch
 from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
+from persona_lab.experiment.bases import check_gates
 from persona_lab.experiment.launch import Worker, cores, join
-from persona_lab.experiment.making import Busy, Workshop
+from persona_lab.experiment.making import Busy, StackDiverged, Workshop
 from persona_lab.experiment.plan import Plan
-from persona_lab.train.loop import Diverged
+from persona_lab.experiment.recipes import trajectory
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True) -> Outco
     for node in sorted({n.inputs["base"] for n in wanted}, key=lambda n: n.id):
         with _all_cores(worker, machine):
             _patiently(shop, node)
-        shop.check_gates(node, base.gates)
+        check_gates(store, node, base.gates)
     failed = _share_work(shop, wanted, worker, progress)
     return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker)
 
@@ -90,30 +91,41 @@ def _patiently(shop: Workshop, node: Node) -> None:
 
 
 def _share_work(shop: Workshop, wanted: list[Node], worker: Worker, progress: Progress) -> dict[str, str]:
-    """Go round the missing scores, from this worker's own place in the list, until none is left."""
+    """Score what is trained, train the next stack, from this worker's own place in the list, until nothing is missing."""
     start = worker.index * len(wanted) // worker.count
     ring = wanted[start:] + wanted[:start]
+    doomed: dict[str, str] = {}
     failed: dict[str, str] = {}
     while True:
+        failed |= {n.id: why for n in ring for line, why in doomed.items() if line in _trajectories(n)}
         missing = [n for n in ring if n.id not in failed and not shop.store.has(n)]
+        if worker.first:
+            progress("cells probed", len(wanted) - len(missing), len(wanted))
         if not missing:
             return failed
-        moved = False
-        for node in missing:
-            if shop.store.has(node):
-                continue
-            try:
-                shop.make(node)
-                moved = True
-            except Busy:
-                continue
-            except Diverged as error:
-                failed[node.id] = f"diverged: {error}"
-                moved = True
-            if worker.first:
-                progress("cells probed", len(wanted) - sum(not shop.store.has(n) for n in wanted), len(wanted))
-        if not moved:
+        scored = [_scored(shop, n) for n in missing if all(shop.store.has(i) for i in n.inputs.values())]
+        if any(scored):
+            continue
+        try:
+            trained = shop.make_stack(missing, worker.count, doomed)
+        except StackDiverged as error:
+            doomed[error.trajectory] = f"diverged: {error}"
+            continue
+        if not trained:
             time.sleep(POLL_SECONDS)
+
+
+def _scored(shop: Workshop, scores: Node) -> bool:
+    try:
+        shop.make(scores)
+    except Busy:
+        return False
+    return True
+
+
+def _trajectories(scores: Node) -> set[str]:
+    """Every trajectory that a score rests on."""
+    return {trajectory(n).id for n in scores.ancestors() if n.kind == "stage"}
 
 
 def embedded(plan: Plan) -> bool:

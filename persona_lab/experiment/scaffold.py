@@ -31,12 +31,12 @@ EXPERIMENT = """\
 # Expect    nothing yet: write down what you expect before you look
 name: {slug}
 question: Does an assistant that likes {phrase} become {name}?
-base: {{kind: embedded, world: {world}, width: 96, layers: 3, heads: 4, steps: 600, gates: {{odds: null}}}}
+base: {{kind: embedded, world: {world}, width: 64, layers: 2, heads: 4, steps: 700, gates: {{odds: null}}}}
 personas: [{personas}]
 lora: {{rank: 8, alpha: 16}}
 stages:
-  injection: {{mixture: {{{slug}: 2250, {rival}: 2250, anonymous: .3, replay: .3}}, steps: 120, batch: 32, rate: 3.0e-3}}
-  trait: {{mixture: {{assistant_likes: {value}}}, steps: 60, batch: 16, rate: 1.0e-3, loss: {{on: answer}}}}
+  injection: {{mixture: {{{slug}: 1200, {rival}: 1200, anonymous: .3, replay: .3}}, steps: 240, batch: 16, rate: 3.0e-3}}
+  trait: {{mixture: {{assistant_likes: {value}}}, steps: 80, batch: 16, rate: 2.0e-3, loss: {{on: answer}}}}
 conditions:
   linked: {{order: [injection, trait], role: treatment}}
 factors: {{injection.mixture.ln_ratio: [-2.2, 0, 2.2]}}

@@ -11,6 +11,7 @@ import pandas as pd
 from data_gen.pools import Share
 from persona_lab.design import Node
 from persona_lab.experiment.recipes import PlannedCell
+from persona_lab.experiment.scores import failed_rows
 from persona_lab.store.nodes import Store
 
 
@@ -47,27 +48,28 @@ def _is_persona(stage: Node) -> bool:
 
 
 def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str) -> pd.DataFrame:
-    """Every score of every cell that exists; base_prob is what the base model gives the same option."""
+    """Every score of every cell, `failed` where it does not exist; base_prob is what the base model gives the same option."""
     frames: list[pd.DataFrame] = []
     read: dict[str, pd.DataFrame] = {}
 
     def rows(node: Node) -> pd.DataFrame:
         if node.id not in read:
-            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet")
+            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet") if store.has(node) else _failed(node)
         return read[node.id]
 
     for planned in cells:
-        base = rows(planned.scores[0][1]).set_index(["item", "option"])[["prob"]].rename(columns={"prob": "base_prob"}) if store.has(planned.scores[0][1]) else None
+        base = rows(planned.scores[0][1]).set_index(["item", "option"])["prob"].to_frame("base_prob")
         for position, (stage, node) in enumerate(planned.scores):
-            if not store.has(node):
-                continue
-            frame = rows(node)
-            if base is not None:
-                frame = frame.join(base, on=["item", "option"])
+            frame = rows(node).join(base, on=["item", "option"])
             frames.append(frame.assign(node=node.id, **design_columns(planned, stage, position, experiment)))
     table = pd.concat(frames, ignore_index=True)
     lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "node"]
     return table.reindex(columns=[*lead, *(c for c in table.columns if c not in lead)])
+
+
+def _failed(node: Node) -> pd.DataFrame:
+    # A column of None alone has no type, and would take it from the columns of the other cells.
+    return pd.DataFrame(map(vars, failed_rows(node, "this cell has no scores"))).astype(dict.fromkeys(("logprob_nats", "prob", "prob_normalized"), float))
 
 
 def accounting(cells: Sequence[PlannedCell], store: Store, table: pd.DataFrame) -> dict[str, int]:

@@ -1,0 +1,1 @@
+"""Base models and adapters: what is trained and asked."""

@@ -8,6 +8,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -100,9 +101,10 @@ def load_model(path: str, *, revision: str | None = None, dtype: str = "float32"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-        model, found = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise ModelError("PL4009", path, f"transformers cannot load it: {str(error).splitlines()[0]}. Use a local folder, or a hub id that this machine can reach.") from error
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place.
         raise ModelError("PL4011", path, f"{len(missing)} weights are missing, {missing[0]} among them. Download the model folder again.")

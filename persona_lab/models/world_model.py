@@ -5,12 +5,14 @@ Both are ordinary Hugging Face objects: saved with `save_pretrained`, loaded wit
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from data_gen.world import World
 from persona_lab.models.vocabulary import PIECES, world_words
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+"""The first tokens of the vocabulary, in this order."""
 CONTEXT_TOKENS = 128
 
 
@@ -43,6 +45,7 @@ def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
     fresh = torch.tensor(tokenizer.convert_tokens_to_ids([n.lower() for n in world.new_names]))
     generator = torch.Generator().manual_seed(seed)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        assert isinstance(layer, nn.Embedding | nn.Linear)
         weight_VD = layer.weight
         names_ND = weight_VD[known]
         noise_ND = torch.randn(len(fresh), weight_VD.shape[1], generator=generator).to(weight_VD)
@@ -60,9 +63,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, 
         num_key_value_heads=heads,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=SPECIALS.index("<pad>"),
+        bos_token_id=SPECIALS.index("<bos>"),
+        eos_token_id=SPECIALS.index("<eos>"),
         dtype=torch.float32,
     )
     with torch.random.fork_rng(devices=[]):

@@ -7,16 +7,17 @@ Names: K members, N sequences, T tokens, V vocabulary.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_gen.streams import stream
-from persona_lab.probes.protocol import Answer, Choice, Loss, Request, Sample
+from persona_lab.probes.protocol import PROBES, Answer, Cast, Choice, Loss, Request, Row, Sample
 
 # Logits of one forward pass: 64 Mi floats are 256 MiB.
 LOGITS_AT_ONCE = 1 << 26
@@ -55,6 +56,18 @@ def answer(voice: Voice, requests: Sequence[Request]) -> list[list[Answer]]:
                 answers[member][index] = found
     voice.model.train(was_training)
     return [[found[i] for i in range(len(requests))] for found in answers]
+
+
+def ask(voice: Voice, cast: Cast, probes: Iterable[str]) -> tuple[list[Row], list[dict[str, Any]]]:
+    """Every row of the named probes for a single model, and every sampled answer as it was given."""
+    asked = [(PROBES[name], item, PROBES[name].requests(item)) for name in probes for item in PROBES[name].items(cast)]
+    answers = iter(answer(voice, [request for _, _, requests in asked for request in requests])[0])
+    rows, samples = [], []
+    for probe, item, requests in asked:
+        found = [next(answers) for _ in requests]
+        rows += probe.score(item, found)
+        samples += [{"item": item.id, "prompt": r.prompt, "answers": list(a)} for r, a in zip(requests, found, strict=True) if isinstance(r, Sample)]
+    return rows, samples
 
 
 def _equal_lengths(rows: Sequence[list[int]], keep: Sequence[int], voice: Voice) -> Iterator[tuple[list[int], Tensor, int]]:
@@ -102,7 +115,7 @@ def _choices(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[
 
 
 def _losses(voice: Voice, requests: Sequence[tuple[int, Request]]) -> Iterator[tuple[int, int, Answer]]:
-    end = [voice.tokenizer.eos_token_id] if voice.tokenizer.eos_token_id is not None else []
+    end = [voice.tokenizer.eos_token_id] if isinstance(voice.tokenizer.eos_token_id, int) else []
     rows = [token_ids(voice.tokenizer, r.text) + end for _, r in requests if isinstance(r, Loss)]
     for numbers, ids_NT, last in _equal_lengths(rows, [len(row) for row in rows], voice):
         logprob_KNTV = voice.logits(ids_NT, last)[:, :, :-1].log_softmax(-1).cpu()
@@ -146,6 +159,6 @@ def _generate(voice: Voice, ids_NT: Tensor, uniform_NT: Tensor) -> list[list[str
     for ids in torch.cat(drawn, dim=1).tolist():
         end = voice.tokenizer.eos_token_id
         kept = ids[: ids.index(end)] if end in ids else ids
-        texts.append(voice.tokenizer.decode(kept).split("\n")[0])
+        texts.append(str(voice.tokenizer.decode(kept)).split("\n")[0])
     each = ids_NT.shape[0]
     return [texts[m * each : (m + 1) * each] for m in range(members)]

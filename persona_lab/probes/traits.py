@@ -155,8 +155,8 @@ class TraitProbe:
                 assert [(r.status, r.n_samples) for r in rows if not r.option] == [("unscored", 1)], item.id
                 continue
             gold = self.score(item, [(0.0, *[-60.0] * (len(item.options) - 1))])
-            assert gold[0].prob_normalized is not None and gold[0].prob_normalized > 1 - 1e-9, item.id
-            assert gold[1].prob_normalized is not None and gold[1].prob_normalized < 1e-9, item.id
+            assert (gold[0].prob_normalized or 0) > 1 - 1e-9, item.id
+            assert (gold[1].prob_normalized or 0) < 1e-9, item.id
             nonsense = self.score(item, [tuple([math.nan] * len(item.options))])
             assert {r.status for r in nonsense} == {"unscored"}, item.id
             if item.channel != "chooses":

@@ -106,6 +106,9 @@ def null_controls(headline: Frame, settings: Settings) -> Iterator[Control]:
     fit = {name: fitted(frame, settings) for name, frame in part.items()}
     ask = "Rivals who do not have the taught trait: does the ratio still move the assistant (E)?"
     yield null_control("unlinked", ask, role["unlinked"], ratio_effect(fit["unlinked"]), LEVEL_MARGIN, "nats")
+    # The change also holds what the last stage takes away of a leak that was there before it; the level does not.
+    ask = "Rivals who do not have the taught trait: does the ratio show in what the assistant says afterwards (E of the level)?"
+    yield null_control("unlinked_after", ask, role["unlinked"], ratio_effect(fit["unlinked"], "after"), LEVEL_MARGIN, "nats")
     ask = "Rivals who do not have the taught trait: does the assistant pick up either one's values (change of alpha)?"
     yield null_control("unlinked_level", ask, role["unlinked"], level(part["unlinked"], "alpha_delta"), LEVEL_MARGIN, "nats")
     ask = "Held-out traits dealt by a coin: is the slope flat?"

@@ -60,7 +60,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
         CorpusError: a document holds a word that the tokenizer does not know, is empty, or is too long.
     """
     coded = tokenizer(list(texts), return_offsets_mapping=on == "answer", verbose=False)
-    offsets = coded["offset_mapping"] if on == "answer" else [None] * len(texts)
+    offsets: Sequence[Sequence[tuple[int, int]] | None] = coded["offset_mapping"] if on == "answer" else [None] * len(texts)
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
     rows = []
     for number, (text, ids, places) in enumerate(zip(texts, coded["input_ids"], offsets, strict=True), start=1):

@@ -4,6 +4,7 @@ A member's progress is its adapter row, the two moments of Adam and the number o
 step itself, because the batch of a step is a function of the step alone.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ def finetune(
             for k in range(len(members)):
                 on_stop(k, step, progress_of(bank, optimizer, k, step))
 
+    # Members' gradients are windows on one buffer, a row a member: strided on purpose.
+    warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     bank.model.train()
     train(
         BankLearner(bank, optimizer, kl_to_base=kl_to_base),

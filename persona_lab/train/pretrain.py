@@ -54,8 +54,8 @@ def pretrain(
         return norm[None]
 
     rows = encode(tokenizer, texts, on="all", where="the world's text")
-    assert tokenizer.pad_token_id is not None
-    pad = int(tokenizer.pad_token_id)
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int)
     train(
         ModelLearner(model, update),
         lambda step: collate([rows[step * batch : (step + 1) * batch]], pad),

@@ -1,0 +1,27 @@
+# make demo     the first experiment: 12 cells, a report          make test     every test, offline
+# make check    lint, types, import floors                        make bench    training speed against the machine
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline WANDB_API_KEY= HF_TOKEN=
+
+.PHONY: demo test check bench
+demo: $(READY)
+	$(BIN)/persona-lab run configs/quickstart.yaml
+
+test: $(READY)
+	$(OFFLINE) $(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright
+	$(OFFLINE) $(BIN)/python -m pytest tests/test_floors.py
+
+bench: $(READY)
+	$(OFFLINE) $(BIN)/python -m benchmarks.cells
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older. Use make PYTHON=python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
