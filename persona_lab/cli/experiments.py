@@ -48,6 +48,12 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
     if first:
         remark(f"{planned.folder}: {len(planned.cells)} cells, {missing} nodes to make")
 
+    if not missing and (planned.folder / "report.html").exists():
+        # The run's name holds its config, gates and all: what is complete under it has passed them.
+        if first:
+            _show_again(planned, as_json=as_json)
+        return
+
     from persona_lab.experiment.launch import crew, crew_size
     from persona_lab.experiment.run import make_nodes
 
@@ -180,6 +186,15 @@ def left_words(left: dict[str, Any]) -> str:
     if left["seconds"] is None:
         return f"{left['nodes']} nodes to make; time and disk are unknown until the first cell is trained"
     return f"{left['nodes']} nodes to make: about {duration(left['seconds'])} with one worker, {size(left['bytes'])} of disk"
+
+
+def _show_again(planned: Plan, *, as_json: bool) -> None:
+    """What a finished run said; `persona-lab report` makes it anew."""
+    claims = {claim["id"]: claim for claim in Run(planned.folder).claims()}
+    headline, report = claims["headline"], planned.folder / "report.html"
+    counted = {name: int(claims[f"accounting.{name}"]["value"]) for name in ("scored", "unscored", "failed")}
+    shown = {"headline": {k: headline[k] for k in ("text", "value", "interval", "verdict")}, **counted}
+    emit({"run": str(planned.folder), "report": str(report), **shown, "made": {}, "failed": {}}, f"{headline['text']}\nreport: {report}", as_json=as_json)
 
 
 def _shown_json(planned: Plan, shown: "Shown") -> dict[str, Any]:
