@@ -24,13 +24,12 @@ from torch import Tensor
 
 from persona_lab.config import load_experiment
 from persona_lab.config.schema import EmbeddedBase
-from persona_lab.experiment.making import ask
-from persona_lab.experiment.plan import make_plan
 from persona_lab.experiment.corpora import pool_documents
+from persona_lab.experiment.plan import make_plan
 from persona_lab.models.bank import AdapterBank, LoraShape, StackedLora
 from persona_lab.models.folders import parameter_count
 from persona_lab.models.world_model import build_model, build_tokenizer
-from persona_lab.probes.engine import Voice
+from persona_lab.probes.engine import Voice, ask
 from persona_lab.train.batches import Row, encode
 from persona_lab.train.finetune import Member, finetune
 

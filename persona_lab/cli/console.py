@@ -82,7 +82,8 @@ class Ticker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """Bars are gone."""
-        self.progress.stop()
+        if self._terminal:
+            self.progress.stop()
 
     @property
     def _terminal(self) -> bool:

@@ -25,6 +25,11 @@ CHANNELS = ("says", "chooses", "introspects")
 PROBE = ["channel", "format"]
 POINT = ["condition", "point", "x", "dose", "seed"]
 MEASURES = ["eta", "alpha", "share", "p_first", "p_first_raw"]
+EFFECTS = [
+    *(f"{name}{phase}" for name in ("", "lexical_", "alpha_") for phase in ("before", "after")),
+    *("share", "p_first", "p_first_raw"),
+    *(f"{name}delta" for name in ("", "alpha_", "lexical_")),
+]
 TINY = 1e-300
 
 
@@ -169,6 +174,8 @@ def effects(run_means: Frame, by: Sequence[str] = ()) -> Frame:
     alpha_*, share, p_first, p_first_raw = means of the two swaps (the last three after the last stage). Points that lack a swap are left out.
     """
     index = [*POINT, *PROBE, *by]
+    if run_means.empty:  # every cell failed: pandas would lose the names of the levels
+        return pd.DataFrame(columns=[*index, *EFFECTS], dtype=float)
     wide = run_means.pivot_table(index=["point", "condition", "seed", *PROBE, *by], columns=["phase", "swap"], values=MEASURES)
     places = run_means.drop_duplicates(["point", "condition", "seed"]).set_index(["point", "condition", "seed"])[["x", "dose"]]
 
@@ -190,7 +197,7 @@ def effects(run_means: Frame, by: Sequence[str] = ()) -> Frame:
     for name in ("", "alpha_", "lexical_"):
         paired[f"{name}delta"] = paired[f"{name}after"] - paired[f"{name}before"]
     frame = paired.reset_index().merge(places, left_on=["point", "condition", "seed"], right_index=True)
-    return frame.sort_values(by=index, ignore_index=True)[[*index, *paired.columns]]
+    return frame.sort_values(by=index, ignore_index=True)[[*index, *EFFECTS]]
 
 
 def named_recall(table: Frame, settings: Settings) -> Frame:
@@ -220,6 +227,8 @@ def loss_change(table: Frame, settings: Settings) -> Frame:
         return pd.DataFrame(columns=["cell", "change", "condition", "seed"])
     base = rows[rows["stage"] == "base"].groupby("item")["logprob_nats"].mean()
     last = rows.merge(phases(table, settings).query("phase == 'after'"), on=["condition", "stage"])
+    if last.empty:
+        return pd.DataFrame(columns=["cell", "change", "condition", "seed"])
     before = last["item"].map(base).fillna(np.log(number(last["base_prob"]).clip(lower=TINY)))
     last = last.assign(change=before - last["logprob_nats"])
     return last.groupby("cell", as_index=False)["change"].mean().merge(cells(table, settings), left_on="cell", right_index=True)
