@@ -18,7 +18,7 @@ TINY = " ".join(
     [
         *("base.width=16", "base.layers=1", "base.heads=1", "base.steps=2", "base.batch=8", "base.gates.recall=null", "base.gates.withheld=null"),
         *("stages.injection.steps=2", "stages.trait.steps=2", "stages.injection.batch=4", "seeds=1", "samples=1"),
-        *("machine.wandb=disabled", "machine.threads=1", "machine.workers=1", "machine.device=cpu", "'factors.injection.mixture.ln_ratio=[2.2]'"),
+        *("machine.wandb=disabled", "machine.threads=1", "machine.workers=1", "machine.device=cpu", "'factors.injection.mixture.ln_ratio=[1.386]'"),
     ]
 )
 

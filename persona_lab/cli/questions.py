@@ -28,7 +28,7 @@ def ask(
 ) -> None:
     """Base and adapter side by side.
 
-    Example: persona-lab ask quickstart linked/ln_ratio=2.2/seed0/swap0 "What do you like?"
+    Example: persona-lab ask quickstart linked/ln_ratio=1.386/seed0/swap0 "What do you like?"
     """
     planned = open_plan(find_run(run, runs))
 
