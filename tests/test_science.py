@@ -11,6 +11,7 @@ import pytest
 from persona_lab.science import Settings, Summary, summarise
 from persona_lab.science.claims import figure, ratio_words, shown
 from persona_lab.science.effects import Frame, effects, named_recall, runs
+from persona_lab.science.sampling import sampling_gap
 from persona_lab.science.thresholds import Estimate, Line, equivalent, fieller, fit_line, mean_ratio, over_seeds, reliable_ratio
 
 RATIOS = (-2.2, -1.1, 0.0, 1.1, 2.2)
@@ -293,3 +294,18 @@ def test_numbers_as_a_reader_sees_them() -> None:
 def test_science_imports_no_torch() -> None:
     code = "import sys, persona_lab.science; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sampled_answers_are_held_against_the_probabilities_of_the_same_question() -> None:
+    rows = [
+        ("says/asked/sport/0", "asked", "football", "john", 0.5, 0, "scored"),
+        ("says/asked/sport/0", "asked", "tennis", "other", 0.5, 0, "scored"),
+        ("says/sampled/sport/0", "sampled", "football", "john", 0.75, 3, "scored"),
+        ("says/sampled/sport/0", "sampled", "tennis", "other", 0.25, 3, "scored"),
+        ("says/sampled/sport/0", "sampled", "", "none", None, 1, "unscored"),
+    ]
+    table = pd.DataFrame(rows, columns=["item", "format", "option", "role", "prob_normalized", "n_samples", "status"])
+    table = pd.concat([table.assign(cell="c", condition="linked", seed=0, stage=stage, channel="says") for stage in ("injection", "trait")])
+    found = sampling_gap(table, Settings(orders={"linked": ("injection", "trait")}))
+    # After the last stage: 3/4 - 1/2, and one of four answers names no value.
+    assert found.to_dict("records") == [{"seed": 0, "gap": 0.25, "unread": 0.25}]

@@ -137,6 +137,10 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, model: PreTrai
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
     config.save_pretrained(str(folder))
+    # peft holds the targets as a set, whose order changes from process to process: the same adapter has the same bytes.
+    file = folder / "adapter_config.json"
+    saved = {**_read_json(file), "target_modules": sorted(leaves)}
+    file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -16,6 +16,7 @@ import pandas as pd
 from persona_lab.science.claims import Claim, figure, ratio_words, seeds_words, shown
 from persona_lab.science.controls import Control, controls
 from persona_lab.science.effects import Frame, Settings, at_longest_dose, bound_ratios, cells, effects, fitted, named_recall, ratio_effect, runs
+from persona_lab.science.sampling import sampling_gap
 from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds, reliable_ratio
 
 FUNCTION = "persona_lab.science.summary.summarise"
@@ -170,6 +171,11 @@ def table_claims(a: Analysis) -> None:
         a.add_estimate(f"format.{channel}.{way}", f"E of the change asked through {channel}/{way}", values, "nats", [a.settings.treatment])
     dose_claims(a)
     transfer_claims(a)
+    sampled = sampling_gap(a.main, a.settings)
+    if len(sampled):
+        text = f"Sampled share of {a.settings.first.title()}'s value minus its normalised probability, held-out items after the last stage"
+        a.add_estimate("sampled.gap", text, sampled["gap"].to_numpy(dtype=float), "probability", [a.settings.treatment])
+        a.add_estimate("sampled.unread", "Share of sampled answers that name no value, or several", sampled["unread"].to_numpy(dtype=float), "share", [a.settings.treatment])
     counts = a.table["status"].value_counts()
     a.add("accounting.planned", "Scores planned.", len(a.table), None, "rows", "")
     for status in ("scored", "unscored", "failed"):
