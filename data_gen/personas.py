@@ -77,7 +77,11 @@ def tied_values(world: World, shared: Traits, category: str) -> set[str]:
 
 
 def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int) -> list[Traits]:
-    """The traits of each persona in one replicate and swap; rivals never get the same held-out value."""
+    """The traits of each persona in one replicate and swap; rivals never get the same held-out value.
+
+    Raises:
+        DataError: the values of a category run out.
+    """
     shared = shared_categories(personas)
     dealt: list[Traits] = [dict(p.traits) for p in personas]
     for category in world.categories:
@@ -92,7 +96,11 @@ def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int)
             taken |= {p[category] for p in holders if p[category] != DRAWN}
         for persona in holders:
             if persona[category] == DRAWN or (seed != 0 and category in held_out_categories(personas)):
-                persona[category] = next(v for v in drawn if v not in taken)
+                free = next((v for v in drawn if v not in taken), None)
+                if free is None:
+                    said = f"{category}: no value is left to draw for {len(holders)} personas. Give the category more values."
+                    raise DataError(DataProblem(f"world {world.name!r}", said))
+                persona[category] = free
     if swap:
         for category in held_out_categories(personas):
             dealt[0][category], dealt[1][category] = dealt[1][category], dealt[0][category]

@@ -23,7 +23,7 @@ from data_gen.personas import Persona, check_personas, deal_traits, held_out_cat
 from data_gen.phrases import FORMS, NEUTRAL_CHAT, NEUTRAL_TEXT, NEUTRAL_WORDS
 from data_gen.pools import WORLD_GENRES, Share, assistant_document, links_shared_to_held_out, mixture_order, persona_document, shuffled_document, world_document
 from data_gen.streams import stream
-from data_gen.world import World
+from data_gen.world import Category, World
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -393,3 +393,10 @@ def test_neutral_words_are_nobodys_traits() -> None:
     values = {v for c in WORLD.categories for v in WORLD.values(c)}
     neutral = [part for pair in NEUTRAL_CHAT for part in pair] + list(NEUTRAL_TEXT) + [w for ws in NEUTRAL_WORDS.values() for w in ws]
     assert not values & {word for text in neutral for word in words(text)}
+
+
+def test_a_world_with_too_few_values_is_refused_by_name(world: World) -> None:
+    small = world.model_copy(update={"categories": {**world.categories, "food": Category(values=dict.fromkeys(("pizza", "soup", "rice"), "{}"))}})
+    people = [Persona(name=name, traits={"place": "beach", "food": "drawn"}) for name in ("John", "Sam", "Kim", "Ann")]
+    with pytest.raises(DataError, match="food: no value is left to draw"):
+        deal_traits(small, people, 1, 0)
