@@ -4,26 +4,30 @@ import errno
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import pytest
+from faults.tap import error_at, tapped
+from faults.trials import child, race
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from persona_lab.design import Node
 from persona_lab.errors import ConfigError, EnvironmentFault, LabError
 from persona_lab.store import NodeDamaged, NodeMissing, Store, read_json, write_json, write_jsonl, write_text
-from persona_lab.store.lease import _evict
-from persona_lab.store.nodes import _rename
-from persona_lab.store.seal import damage, git_commit, versions
+from persona_lab.store.moves import MARK, identity, set_aside
+from persona_lab.store.seal import inspect
+from persona_lab.store.versions import PACKAGES
 
 NODE = Node("stage", {"steps": 32}, {"base": Node("base", {"seed": 0})})
 PAYLOAD = {"adapter/weights.bin": b"weights of John", "state.json": b'{"step": 32}\n'}
 OTHER_STATE = b'{"step": 33}\n'
+STATE_SHA256 = sha256(PAYLOAD["state.json"]).hexdigest()
 
 
 def make(store: Store, node: Node = NODE, payload: dict[str, bytes] = PAYLOAD):
@@ -39,92 +43,10 @@ def payload_of(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in json.loads((folder / "manifest.json").read_text())["payload"]}
 
 
-def child(action: Callable[[], None]) -> int:
-    """Runs in a process of its own; 0 when it ended well, negative when a signal killed it."""
-    if pid := os.fork():
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    status = 1
-    try:
-        action()
-        status = 0
-    finally:
-        if status:
-            traceback.print_exc()
-        os._exit(status)
-
-
-def race(actions: list[Callable[[], None]]) -> None:
-    """Runs all at once, each in a process of its own; all must end well."""
-    gate, starter = os.pipe()
-    running = []
-    for action in actions:
-        running.append(os.fork())
-        if not running[-1]:
-            os.close(starter)
-            os.read(gate, 1)
-            os._exit(child(action))
-    os.close(starter)
-    os.close(gate)
-    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in running] == [0] * len(actions)
-
-
-def die_at(step: int) -> None:
-    """From now on the process is killed at its `step`-th use of a file; when it was flushing one, half of that is lost."""
-    count, flush = 0, os.fsync
-
-    def before(event: str, arguments: tuple = ()) -> None:
-        nonlocal count
-        if event == "open" or event.startswith(("os.", "shutil.")):
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def fsync(handle: int) -> None:
-        if count == step - 1 and os.path.isfile(path := os.readlink(f"/proc/self/fd/{handle}")):
-            os.truncate(path, os.path.getsize(path) // 2)
-        before("os.fsync")
-        flush(handle)
-
-    os.fsync = fsync
-    sys.addaudithook(before)
-
-
-def nothing(store: Store) -> None:
-    """A fresh store."""
-
-
 def damaged(store: Store) -> None:
     """A node that has lost a file stands in the way."""
     make(store)
     (store.folder(NODE) / "state.json").unlink()
-
-
-def rival(store: Store) -> None:
-    """Another attempt has committed other bytes."""
-    make(store, payload={"state.json": b"other"})
-
-
-@pytest.mark.parametrize("before", [nothing, damaged, rival])
-def test_a_commit_killed_at_any_file_operation_leaves_nothing_or_the_whole_node(tmp_path: Path, before: Callable[[Store], None]) -> None:
-    versions(), git_commit()
-    for step in range(1, 1000):
-        root = tmp_path / str(step)
-        before(Store(root))
-        ended = child(lambda step=step, root=root: (die_at(step), make(Store(root))))
-        found = Store(root)
-        if found.has(NODE) or before is rival:
-            folder = found.open(NODE)
-            assert payload_of(folder) == ({"state.json": b"other"} if before is rival else PAYLOAD)
-            assert (folder / "COMMIT").exists()
-        elif before is nothing:
-            assert not (root / "stage").exists() or not list((root / "stage").iterdir())
-        assert child(lambda root=root: make(Store(root)) and None) == 0
-        assert payload_of(Store(root).open(NODE)) == ({"state.json": b"other"} if before is rival else PAYLOAD)
-        assert [kind for kind, _, _ in Store(root).nodes()] == ["stage"]
-        if not ended:
-            break
-        assert ended == -signal.SIGKILL
-    assert 30 < step < 999, "the kill must have reached every operation of the commit"
 
 
 def test_everything_is_on_the_disk_before_the_rename_and_the_name_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,12 +170,12 @@ def test_a_rename_that_reports_failure_counts_only_when_it_happened(tmp_path: Pa
 
 def truncate(folder: Path) -> str:
     (folder / "state.json").write_bytes(b"{")
-    return "state.json: has 1 bytes, the manifest expects 13"
+    return f"state.json: has 1 bytes and sha256 {sha256(b'{').hexdigest()}, the manifest expects 13 bytes and sha256 {STATE_SHA256}"
 
 
 def flip(folder: Path) -> str:
     (folder / "state.json").write_bytes(OTHER_STATE)
-    return f"state.json: has sha256 {sha256(OTHER_STATE).hexdigest()}, the manifest expects {sha256(PAYLOAD['state.json']).hexdigest()}"
+    return f"state.json: has sha256 {sha256(OTHER_STATE).hexdigest()}, the manifest expects {STATE_SHA256}"
 
 
 def delete(folder: Path) -> str:
@@ -314,21 +236,78 @@ def test_no_byte_can_change_unnoticed(tmp_path: Path) -> None:
     folder = Store(tmp_path).folder(NODE)
     for path in [path for path in folder.rglob("*") if path.is_file()]:
         whole = path.read_bytes()
-        for at in range(len(whole)):
+        for at in range(0, len(whole), 1 if len(whole) < 300 else 11):
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
-            assert damage(folder, NODE.id, digests=True), (path, at)
+            with pytest.raises(NodeDamaged):
+                inspect(folder, NODE.id, digests=True)
         path.write_bytes(whole)
     assert Store(tmp_path).open(NODE) == folder
 
 
-def test_a_damaged_node_is_made_anew_and_a_slow_worker_cannot_move_the_new_one(tmp_path: Path) -> None:
-    damaged(store := Store(tmp_path))
-    assert not Store(tmp_path).has(NODE)
-    seen = tmp_path / "damaged" / f"{NODE.id}-{store.folder(NODE).stat().st_ino}"
+def empty(store: Store) -> None:
+    """An interrupted copy has left a folder without files."""
+    store.folder(NODE).mkdir(parents=True)
+
+
+def not_a_folder(store: Store) -> None:
+    """A file stands where the node should."""
+    store.folder(NODE).parent.mkdir(parents=True)
+    store.folder(NODE).touch()
+
+
+@pytest.mark.parametrize("harm", [damaged, empty, not_a_folder])
+def test_a_damaged_node_is_made_anew_and_a_slow_worker_cannot_move_the_new_one(tmp_path: Path, harm: Callable[[Store], None]) -> None:
+    harm(store := Store(tmp_path))
+    seen = identity(store.folder(NODE))
+    assert seen is not None
     make(Store(tmp_path))
-    assert seen.is_dir()
-    assert not _rename(store.folder(NODE), seen)
+    assert (tmp_path / "damaged" / f"{NODE.id}-{seen.st_ino}").exists() == (harm is not empty), "what is empty is simply replaced"
+    (tmp_path / "damaged").mkdir(exist_ok=True)
+    assert set_aside(store.folder(NODE), seen, tmp_path / "damaged", "seen long ago") is None
     assert payload_of(Store(tmp_path).open(NODE)) == PAYLOAD
+
+
+def test_what_is_found_damaged_before_use_is_set_aside_with_the_reason_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(Store(tmp_path))
+    assert Store(tmp_path).sound(NODE)
+    message = flip(Store(tmp_path).folder(NODE))
+    assert Store(tmp_path).has(NODE), "its size tells nothing"
+    store = Store(tmp_path)
+    assert not store.sound(NODE)
+    assert not store.has(NODE)
+    [aside] = (tmp_path / "damaged").iterdir()
+    assert message in (aside / MARK).read_text()
+    assert message in caplog.text
+    assert str(aside) in caplog.text
+    make(store)
+    assert store.sound(NODE)
+    assert payload_of(store.open(NODE)) == PAYLOAD
+
+
+@pytest.mark.parametrize("fault", [errno.EMFILE, errno.EACCES, errno.ENOMEM])
+def test_the_readers_own_trouble_does_not_condemn_a_node(tmp_path: Path, fault: int) -> None:
+    make(Store(tmp_path))
+    for look in (Store.has, Store.sound, Store.open, Store.manifest):
+        for number in (1, 2):
+            with pytest.raises(EnvironmentFault, match=r"PL5104.*cannot be read"), tapped(error_at(number, fault, {"open"})):
+                look(Store(tmp_path), NODE)
+    assert not (tmp_path / "damaged").exists()
+    assert payload_of(Store(tmp_path).open(NODE)) == PAYLOAD
+
+
+def test_a_second_result_does_not_hide_that_the_first_is_damaged(tmp_path: Path) -> None:
+    make(Store(tmp_path))
+    flip(Store(tmp_path).folder(NODE))
+    assert make(Store(tmp_path)).conflict is None
+    assert payload_of(Store(tmp_path).open(NODE)) == PAYLOAD
+    assert Store(tmp_path).conflicts() == []
+
+
+def test_a_payload_writer_that_meets_a_full_disk_gets_the_error_contract(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"PL5104.*weights\.bin.*No space left.*Free some space"), tapped(error_at(1, errno.ENOSPC, {"write"})):
+        make(Store(tmp_path))
+    with pytest.raises(FileNotFoundError), Store(tmp_path).attempt(NODE):
+        (tmp_path / "absent").read_bytes()
 
 
 def test_manifest_says_what_made_the_node_and_names_no_place(tmp_path: Path) -> None:
@@ -341,7 +320,11 @@ def test_manifest_says_what_made_the_node_and_names_no_place(tmp_path: Path) -> 
     manifest = store.manifest(NODE)
     assert manifest["recipe"] == NODE.recipe
     assert manifest["notes"] == {"threads": 1}
-    assert set(manifest["versions"]) == {"python", "torch", "transformers", "peft", "accelerate", "numpy"}
+    assert set(manifest["versions"]) == {"python", *PACKAGES}
+    assert manifest["platform"].startswith(os.uname().sysname)
+    recipe = manifest["recipe"]
+    again = Node(recipe["kind"], recipe["fields"], {role: NODE.inputs[role] for role in recipe["inputs"]})
+    assert again.id == NODE.id == manifest["id"]
     assert store.payload_bytes(manifest) == len('{"prob":0.5}\n')
     assert str(tmp_path) not in json.dumps(manifest)
     assert os.uname().nodename not in json.dumps(manifest)
@@ -372,81 +355,6 @@ def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     assert not list((tmp_path / "store").iterdir())
 
 
-@pytest.fixture
-def clock() -> list[float]:
-    """Seconds of the observer, moved by hand."""
-    return [0.0]
-
-
-@pytest.fixture
-def stores(tmp_path: Path, clock: list[float]) -> tuple[Store, Store]:
-    """A holder and an observer on two machines: their clocks are ten million seconds apart."""
-    return Store(tmp_path, clock=lambda: 1e7), Store(tmp_path, clock=lambda: clock[0])
-
-
-def test_a_lease_is_held_by_one_until_released(stores: tuple[Store, Store]) -> None:
-    holder, observer = stores
-    with holder.lease(NODE) or pytest.fail("nobody holds it") as lease:
-        assert lease.held()
-        assert observer.lease(NODE) is None
-    second = observer.lease(NODE)
-    assert second is not None
-    assert not lease.held()
-    lease.release()
-    assert second.held()
-
-
-def test_a_lease_lives_while_it_beats_and_dies_in_silence(stores: tuple[Store, Store], clock: list[float]) -> None:
-    holder, observer = stores
-    lease = holder.lease(NODE)
-    assert lease is not None
-    for _ in range(3):
-        assert observer.lease(NODE) is None
-        clock[0] += 59
-        assert observer.lease(NODE) is None
-        assert lease.renew()
-        clock[0] += 59
-    assert observer.lease(NODE) is None, "the clock starts when the last beat is first seen"
-    clock[0] += 60
-    stolen = observer.lease(NODE)
-    assert stolen is not None
-    assert not lease.renew(), "a holder that wakes up finds that it has lost"
-    lease.release()
-    assert stolen.held()
-    assert stolen.renew()
-
-
-def test_a_torn_lease_dies_like_any_other(stores: tuple[Store, Store], clock: list[float], tmp_path: Path) -> None:
-    holder, observer = stores
-    assert holder.lease(NODE)
-    (tmp_path / "leases" / NODE.id).write_bytes(b"")
-    assert observer.lease(NODE) is None
-    clock[0] += 60
-    assert observer.lease(NODE) is not None
-
-
-def test_observers_that_race_for_a_dead_lease_leave_one_living(stores: tuple[Store, Store], clock: list[float], tmp_path: Path) -> None:
-    holder, observer = stores
-    assert holder.lease(NODE)
-    assert observer.lease(NODE) is None
-    clock[0] += 60
-
-    def take() -> None:
-        if lease := observer.lease(NODE):
-            (tmp_path / lease.token).touch()
-
-    race([take] * 8)
-    assert (tmp_path / json.loads((tmp_path / "leases" / NODE.id).read_text())["token"]).exists()
-    assert [path.name for path in (tmp_path / "leases").iterdir()] == [NODE.id]
-
-
-def test_a_living_lease_moved_by_mistake_is_given_back(stores: tuple[Store, Store]) -> None:
-    lease = stores[0].lease(NODE)
-    assert lease is not None
-    _evict(lease.path, b"what stood there before")
-    assert lease.held()
-
-
 def test_importing_the_store_is_light() -> None:
     heavy = "import sys, persona_lab.store; sys.exit(bool({'torch', 'pandas', 'pyarrow', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", heavy], check=False).returncode == 0
@@ -455,3 +363,20 @@ def test_importing_the_store_is_light() -> None:
 def test_every_error_of_the_store_is_a_lab_error_with_its_exit_code() -> None:
     assert issubclass(NodeMissing, LabError)
     assert NodeMissing.exit_code == NodeDamaged.exit_code == 5
+
+
+@settings(max_examples=20)
+@given(payload=st.dictionaries(st.from_regex(r"[a-z]{1,8}(/[a-z]{1,8})?\.bin", fullmatch=True), st.binary(max_size=40), min_size=1, max_size=4), chance=st.randoms())
+def test_any_payload_comes_back_and_any_changed_byte_of_it_is_named(tmp_path_factory: pytest.TempPathFactory, payload: dict[str, bytes], chance: Random) -> None:
+    store = Store(tmp_path_factory.mktemp("any"))
+    make(store, payload=payload)
+    folder = Store(store.root).open(NODE)
+    assert payload_of(folder) == payload
+    name = chance.choice([*payload, "manifest.json", "COMMIT"])
+    data = bytearray((folder / name).read_bytes() or b"\0")
+    data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    (folder / name).write_bytes(data)
+    with pytest.raises(NodeDamaged) as caught:
+        Store(store.root).open(NODE)
+    named = {Path(problem.where).name for problem in caught.value.problems}
+    assert named <= {"manifest.json", "COMMIT"} if name in ("manifest.json", "COMMIT") else named == {Path(name).name}

@@ -1,5 +1,7 @@
 """Files are written whole and the same to the byte, and what is broken in them is refused with its place."""
 
+import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -7,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from persona_lab.design import Node, canonical_json
 from persona_lab.errors import CorpusError
 from persona_lab.store import read_json, read_jsonl, write_json, write_jsonl
+from persona_lab.tracking import slug
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists, max_leaves=5)
 ROWS = st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=5)
@@ -107,3 +111,24 @@ def test_a_refused_value_leaves_the_old_file(tmp_path: Path) -> None:
         write_jsonl(tmp_path / "a.json", [{"a": 1}, {"a": float("nan")}])
     assert read_json(tmp_path / "a.json") == {"a": [0.1, "é"], "b": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@settings(max_examples=40)
+@given(one=ROWS, other=ROWS)
+def test_an_identity_is_the_same_for_equal_fields_in_any_order_and_for_no_others(one: list[dict], other: list[dict]) -> None:
+    def turned(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: turned(value[key]) for key in reversed(value)}
+        return [turned(item) for item in value] if isinstance(value, list) else value
+
+    assert Node("pool", {"rows": one}).id == Node("pool", {"rows": turned(one)}).id
+    assert json.loads(canonical_json(one)) == one
+    assert (Node("pool", {"rows": one}).id == Node("pool", {"rows": other}).id) == (json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True))
+
+
+@settings(max_examples=100)
+@given(text=st.text(max_size=300))
+def test_a_slug_is_a_name_that_leads_nowhere_else(text: str) -> None:
+    name = slug(text)
+    assert re.fullmatch(r"[A-Za-z0-9._-]{1,120}", name)
+    assert slug(name) == name

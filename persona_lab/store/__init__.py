@@ -11,6 +11,7 @@ Imports neither torch nor pandas.
 
 from persona_lab.store.files import read_json, read_jsonl, write_json, write_jsonl, write_text
 from persona_lab.store.lease import Lease
-from persona_lab.store.nodes import Attempt, Conflict, NodeDamaged, NodeMissing, Store
+from persona_lab.store.nodes import Attempt, Conflict, NodeMissing, Store
+from persona_lab.store.seal import NodeDamaged
 
 __all__ = ["Attempt", "Conflict", "Lease", "NodeDamaged", "NodeMissing", "Store", "read_json", "read_jsonl", "write_json", "write_jsonl", "write_text"]

@@ -31,20 +31,22 @@ FIXES = {
     errno.EACCES: "Choose a folder that you may write to.",
     errno.EPERM: "Choose a folder that you may write to.",
     errno.EROFS: "Choose a folder on a disk that is not read-only.",
-    errno.ENOTDIR: "A file stands where a folder is needed; move it away or choose another folder.",
+    errno.ENOTDIR: "A file stands where a folder is needed. Move it away or choose another folder.",
     errno.EXDEV: "Keep the whole store on one file system.",
     errno.EIO: "The disk reports an error; check it before running again.",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n) and run again: what is finished is kept.",
+    errno.ENFILE: "Too many files are open on this machine; close some and run again: what is finished is kept.",
 }
 
 
 @contextmanager
-def faults(path: Path, code: str = "PL5104") -> Iterator[None]:
+def faults(path: Path, code: str = "PL5104", *, doing: str = "written") -> Iterator[None]:
     """Turns an OSError of the block into an EnvironmentFault that names the path and the fix."""
     try:
         yield
     except OSError as fault:
         fix = FIXES.get(fault.errno or 0, "Check the path and the disk, then run again.")
-        raise EnvironmentFault(code, str(path), f"cannot be written: {fault.strerror or fault}. {fix}") from fault
+        raise EnvironmentFault(code, str(path), f"cannot be {doing}: {fault.strerror or fault}. {fix}") from fault
 
 
 def sync_folder(folder: Path) -> None:
@@ -112,7 +114,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_json(path: Path) -> Any:
     """The value of a JSON file; CorpusError names line and column. NaN, infinities and duplicate keys are refused."""
-    data = _bytes_of(path)
+    return parse_json(path, _bytes_of(path))
+
+
+def parse_json(path: Path, data: bytes) -> Any:
+    """The value of the bytes of a JSON file, as `read_json`; `path` is named in errors and not touched."""
     try:
         return _parse(data)
     except (ValueError, RecursionError) as fault:

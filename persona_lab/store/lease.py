@@ -34,8 +34,9 @@ class Lease:
         return canonical_json({"token": self.token, "beat": self.beat})
 
     def held(self) -> bool:
-        """False when somebody took it after too long a silence."""
-        return content_of(self.path) == self.content.encode()
+        """False when somebody took it after too long a silence. EnvironmentFault."""
+        with faults(self.path, doing="read"):
+            return content_of(self.path) == self.content.encode()
 
     def renew(self) -> bool:
         """Shows that the holder lives; False when the lease is lost, and then nothing is written. EnvironmentFault."""
@@ -74,7 +75,8 @@ class Leases:
         lease = Lease(self.folder / name)
         if create(lease.path, lease.content.encode()):
             return lease
-        now, content = self.clock(), content_of(lease.path)
+        with faults(lease.path, doing="read"):
+            now, content = self.clock(), content_of(lease.path)
         before, since = self.seen.get(name, (None, now))
         if content != before:
             self.seen[name] = (content, now)

@@ -12,13 +12,13 @@ the node's place. That rename is the only step that readers can see, and it is a
 after it there is the whole node. It is also what makes the first attempt win: a folder cannot be renamed onto one
 that is not empty, so a node is never overwritten and files of two attempts never mix.
 
-A folder in a node's place that is not whole (an interrupted copy, a lost file) is set aside under a name that carries
-its inode. Of two workers that saw the same damage, the slower one finds that name taken and moves nothing: the node
-that the quicker one has put there meanwhile is safe, by the same property of rename.
+A folder in a node's place that is not whole (an interrupted copy, a lost file, a flipped bit) is set aside and the node
+is made anew; `moves` shows why two workers that saw the same damage cannot harm what one of them has made meanwhile.
 """
 
 import difflib
 import errno
+import logging
 import os
 import secrets
 import shutil
@@ -30,20 +30,20 @@ from pathlib import Path
 from typing import Any, get_args
 
 from persona_lab.design import Kind, Node, canonical_json
-from persona_lab.errors import ConfigError, EnvironmentFault
-from persona_lab.store.files import content_of, faults, make_folder, read_json, sync_folder
+from persona_lab.errors import ConfigError, EnvironmentFault, printable
+from persona_lab.store.files import faults, make_folder, sync_folder
 from persona_lab.store.lease import Lease, Leases
-from persona_lab.store.seal import COMMIT, MANIFEST, damage, seal
+from persona_lab.store.moves import identity, move, set_aside
+from persona_lab.store.seal import COMMIT, REMAKE, NodeDamaged, inspect, seal
 
+log = logging.getLogger(__name__)
+
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EXDEV, errno.EMFILE, errno.ENFILE}
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class NodeMissing(EnvironmentFault):
     """The node is not in the store."""
-
-
-class NodeDamaged(EnvironmentFault):
-    """The node's files are not those that were committed."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,8 @@ class Store:
         self._leases = Leases(root / "leases", clock)
         self._present: set[str] = set()
         self._verified: set[str] = set()
+        self._named: set[Path] = set()
+        """Folders whose own names are known to be on the disk."""
 
     def check_writable(self) -> None:
         """EnvironmentFault PL5101 when the store cannot be made or written."""
@@ -96,10 +98,27 @@ class Store:
         return self.root / node.kind / node.id
 
     def has(self, node: Node) -> bool:
-        """True when the node is committed and its files have their sizes; digests are `open`'s part."""
-        if node.id not in self._present and not damage(self.folder(node), node.id, digests=False):
+        """True when the node is committed and its files have their sizes; digests are the part of `open` and `sound`."""
+        if node.id not in self._present and self._damage(node, digests=False) is None:
             self._present.add(node.id)
         return node.id in self._present
+
+    def sound(self, node: Node) -> bool:
+        """True when the node is committed and every byte is verified; one that is damaged is set aside, to be made anew."""
+        if node.id in self._verified:
+            return True
+        with faults(self.folder(node), doing="read"):
+            seen = identity(self.folder(node))
+        if seen is None:
+            self._present.discard(node.id)
+            return False
+        damage = self._damage(node, digests=True)
+        if damage is None:
+            self._present.add(node.id)
+            self._verified.add(node.id)
+            return True
+        self._set_aside(node, seen, damage)
+        return False
 
     def open(self, node: Node) -> Path:
         """The folder of a node, every byte verified once in this process; NodeMissing, NodeDamaged."""
@@ -110,15 +129,22 @@ class Store:
 
     def manifest(self, node: Node) -> dict[str, Any]:
         """The manifest of a committed node; NodeMissing, NodeDamaged."""
-        self._check(node, digests=False)
-        return read_json(self.folder(node) / MANIFEST)
+        return self._check(node, digests=False)
+
+    def ids(self, kind: Kind) -> list[str]:
+        """Ids of the committed nodes of a kind, sorted, from the names of their folders alone: for counting, not for use."""
+        return [name for name in _names(self.root / kind) if os.path.exists(f"{self.root}/{kind}/{name}/{COMMIT}")]
 
     def nodes(self, kind: Kind | None = None) -> Iterator[tuple[Kind, str, dict[str, Any]]]:
         """(kind, id, manifest) of every committed node, of all kinds or of one, in a fixed order."""
-        for each, node_id in self._ids(kind):
-            folder = self.root / each / node_id
-            if not damage(folder, node_id, digests=False):
-                yield each, node_id, read_json(folder / MANIFEST)
+        for each in KINDS if kind is None else (kind,):
+            for node_id in self.ids(each):
+                try:
+                    manifest = inspect(self.root / each / node_id, node_id, digests=False)
+                except NodeDamaged:
+                    continue
+                self._present.add(node_id)
+                yield each, node_id, manifest
 
     @staticmethod
     def payload_bytes(manifest: Mapping[str, Any]) -> int:
@@ -127,14 +153,14 @@ class Store:
 
     def find(self, prefix: str) -> tuple[Kind, str]:
         """The committed node whose id starts with `prefix`; ConfigError with the nearest ids when it is not exactly one."""
-        ids: dict[str, Kind] = {node_id: kind for kind, node_id in self._ids()}
+        ids: dict[str, Kind] = {node_id: kind for kind in KINDS for node_id in self.ids(kind)}
         matches = [node_id for node_id in ids if prefix and node_id.startswith(prefix)]
         if len(matches) == 1:
             return ids[matches[0]], matches[0]
         near = matches or difflib.get_close_matches(prefix, [node_id[: max(len(prefix), 4)] for node_id in ids], cutoff=0.3) or sorted(ids)
         listed = ", ".join(node_id[: max(12, len(prefix) + 4)] for node_id in near[:5])
         said = f"{len(matches)} nodes start with it" if matches else "no node starts with it"
-        raise ConfigError("PL5106", repr(prefix), f"{said}. " + (f"Did you mean {listed}?" if near else "The store is empty."))
+        raise ConfigError("PL5106", repr(prefix), f"{said}. " + (f"Did you mean {listed}?" if near else "The store is empty. Run an experiment first."))
 
     def lease(self, node: Node, *, ttl_seconds: float = 60) -> Lease | None:
         """The right to try first, or None while another worker is at it; never waits, never decides correctness."""
@@ -156,9 +182,13 @@ class Store:
         """
         token = secrets.token_hex(8)
         attempt = Attempt(self.root / "attempts" / f"{node.id}-{token}", token)
-        make_folder(attempt.folder)
+        self._make_folder(attempt.folder.parent)
+        with faults(attempt.folder):
+            # Its name need not outlive the power: what counts is the name that the rename gives it.
+            attempt.folder.mkdir()
         try:
-            yield attempt
+            with _full(attempt.folder):
+                yield attempt
             with faults(attempt.folder):
                 seal(attempt.folder, node, attempt=token, notes=attempt.notes)
                 self._publish(node, attempt)
@@ -166,74 +196,91 @@ class Store:
             if not attempt.keep_on_error:
                 shutil.rmtree(attempt.folder, ignore_errors=True)
 
-    def _check(self, node: Node, *, digests: bool) -> None:
+    def _check(self, node: Node, *, digests: bool) -> dict[str, Any]:
         folder = self.folder(node)
-        if not folder.exists():
+        if not os.path.lexists(folder):
             raise NodeMissing("PL5102", str(folder), f"this {node.kind} has not been made yet. Run the experiment that makes it.")
-        if problems := damage(folder, node.id, digests=digests):
-            raise NodeDamaged.of(problems)
+        return inspect(folder, node.id, digests=digests)
+
+    def _damage(self, node: Node, *, digests: bool) -> NodeDamaged | None:
+        try:
+            inspect(self.folder(node), node.id, digests=digests)
+        except NodeDamaged as damage:
+            return damage
+        return None
 
     def _publish(self, node: Node, attempt: Attempt) -> None:
         """Renames a sealed attempt into the node's place, or compares it with the node that is there."""
         target = self.folder(node)
+        self._make_folder(target.parent)
         for _ in range(3):
-            if _rename(attempt.folder, target):
+            if move(attempt.folder, target):
                 self._present.add(node.id)
                 self._verified.add(node.id)
                 return
-            if not damage(target, node.id, digests=False):
-                attempt.conflict = self._compare(target, attempt.folder)
+            if (seen := identity(target)) is None:
+                continue
+            damage = self._damage(node, digests=True)
+            if damage is None:
+                attempt.conflict = self._compare(node, attempt.folder)
                 shutil.rmtree(attempt.folder, ignore_errors=True)
                 return
-            self._set_aside(target)
+            self._set_aside(node, seen, damage)
         raise EnvironmentFault("PL5104", str(target), "is not a whole node and cannot be moved away. Move or delete it and run again.")
 
-    def _compare(self, first: Path, second: Path) -> Conflict | None:
+    def _compare(self, node: Node, second: Path) -> Conflict | None:
         """None when both have the same payload; otherwise the second is moved to `conflicts/`."""
-        ours, theirs = (read_json(folder / MANIFEST)["payload"] for folder in (second, first))
+        ours, theirs = (inspect(folder, node.id, digests=False)["payload"] for folder in (second, self.folder(node)))
         files = tuple(sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name)))
         if not files:
             return None
         kept = self.root / "conflicts" / second.name
-        _rename(second, kept)
+        self._make_folder(kept.parent)
+        move(second, kept)
         return Conflict(kept, files)
 
-    def _set_aside(self, folder: Path) -> None:
-        """Moves what is not a whole node out of the way, unless another worker has done so."""
-        try:
-            aside = self.root / "damaged" / f"{folder.name}-{folder.stat().st_ino}"
-            _rename(folder, aside)
-        except FileNotFoundError:
-            return
+    def _set_aside(self, node: Node, seen: os.stat_result, damage: NodeDamaged) -> None:
+        """Moves a damaged node out of the way, and tells, unless another worker has done so."""
+        damaged, folder = self.root / "damaged", self.folder(node)
+        self._present.discard(node.id)
+        self._verified.discard(node.id)
+        with faults(folder):
+            self._make_folder(damaged)
+            aside = set_aside(folder, seen, damaged, str(damage))
+        if aside is not None:
+            why = "; ".join(f"{problem.where}: {problem.message.removesuffix(REMAKE).rstrip()}" for problem in damage.problems)
+            log.warning("a damaged %s is made anew, and kept as %s: %s", node.kind, printable(str(aside)), printable(why, 1000))
 
-    def _ids(self, kind: Kind | None = None) -> Iterator[tuple[Kind, str]]:
-        """(kind, id) of every folder with a COMMIT, sorted within each kind."""
-        for each in KINDS if kind is None else (kind,):
-            for folder in _entries(self.root / each):
-                if (folder / COMMIT).exists():
-                    yield each, folder.name
+    def _make_folder(self, folder: Path) -> None:
+        """Makes a folder of the store whose name is on the disk, even when it was made by a worker that was killed since."""
+        make_folder(folder)
+        if folder not in self._named:
+            with faults(folder):
+                for parent in (folder.parent, self.root.parent):
+                    sync_folder(parent)
+            self._named.add(folder)
+
+
+@contextmanager
+def _full(folder: Path) -> Iterator[None]:
+    """Whoever writes a payload need not know the error contract: a disk that fails is told as one. Other faults pass."""
+    try:
+        yield
+    except OSError as fault:
+        if fault.errno not in DISK_FAULTS:
+            raise
+        with faults(Path(fault.filename or folder)):
+            raise
+
+
+def _names(folder: Path) -> list[str]:
+    """What stands in a folder, sorted; nothing when there is no folder. EnvironmentFault."""
+    with faults(folder, doing="read"):
+        try:
+            return sorted(os.listdir(folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What stands in a folder, sorted; nothing when there is no folder."""
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _rename(source: Path, target: Path) -> bool:
-    """Moves a folder, durably; False when the target exists already. OSError.
-
-    A network disk may answer "no such file" to the repeat of a rename that happened, so COMMIT is looked at before
-    that is believed: its manifest digest covers the attempt's token and is nobody else's.
-    """
-    make_folder(target.parent)
-    sealed = content_of(source / COMMIT)
-    try:
-        os.rename(source, target)
-    except OSError as fault:
-        if fault.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        if fault.errno != errno.ENOENT or sealed is None or content_of(target / COMMIT) != sealed:
-            raise
-    sync_folder(target.parent)
-    sync_folder(source.parent)
-    return True
+    return [folder / name for name in _names(folder)]
