@@ -35,7 +35,7 @@ from persona_lab.errors import ModelError
 from persona_lab.models.bank import AdapterBank, LoraShape, target_names
 from persona_lab.models.folders import read_adapter, write_adapter
 from persona_lab.train.batches import Row, collate, encode
-from persona_lab.train.loop import BankLearner, Diverged, token_nats, train
+from persona_lab.train.loop import BankLearner, token_nats, train
 from persona_lab.train.optimizers import BankAdam
 
 SHAPE = LoraShape(rank=3, alpha=5)
@@ -79,7 +79,7 @@ def train_stacked(model: PreTrainedModel, rows: Sequence[Sequence[Row]], members
     def batch_at(step: int):
         return collate([step_rows(rows[m], step) for m in members], pad=0)
 
-    train(learner, batch_at, start=0, stop=steps, accelerator=accelerator, micro_batch=8, on_step=lambda *_: None)
+    train(learner, batch_at, start=0, stop=steps, accelerator=accelerator, micro_batch=8, on_step=lambda *_: None, on_shrink=lambda *_: None)
     return [bank.row_tensors(k) for k in range(len(members))]
 
 
@@ -150,17 +150,20 @@ def test_a_member_poisoned_with_nan_leaves_the_others_answers_alone(llama, rows)
     assert after_BTV[2:4].isnan().all()
 
 
-def test_a_poisoned_member_is_named_and_the_others_are_not_stepped(llama, rows, accelerator):
-    bank = AdapterBank(llama, SHAPE, 3)
-    for k in range(3):
-        bank.init_row(k, seed=k)
-    bank.weight_KP[1] = math.nan
-    before_KP = bank.weight_KP.clone()
-    learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.ones(3), clip_K=torch.ones(3)))
-    with pytest.raises(Diverged) as caught:
-        train(learner, lambda step: collate([r[:2] for r in rows], 0), start=0, stop=1, accelerator=accelerator, micro_batch=2, on_step=lambda *_: None)
-    assert (caught.value.member, caught.value.step) == (1, 0)
-    assert torch.equal(bank.weight_KP[[0, 2]], before_KP[[0, 2]])
+def test_a_poisoned_member_is_set_to_zero_and_the_others_do_not_notice(llama, rows, accelerator):
+    weights = []
+    for poisoned in (True, False):
+        bank = AdapterBank(llama, SHAPE, 3)
+        for k in range(3):
+            bank.init_row(k, seed=k)
+        bank.weight_KP[1, 0] = math.nan if poisoned else 0.0
+        learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.full((3,), 1e-3), clip_K=torch.ones(3)))
+        train(learner, lambda _: collate([r[:2] for r in rows], 0), start=0, stop=3, accelerator=accelerator, micro_batch=2, on_step=lambda *_: None, on_shrink=lambda *_: None)
+        assert learner.retired == ({1} if poisoned else set())
+        weights.append(bank.weight_KP)
+        bank.remove()
+    assert torch.equal(weights[0][[0, 2]], weights[1][[0, 2]])
+    assert not weights[0][1].any()
 
 
 def test_silent_is_the_base_and_remove_restores_it(llama, tokenizer, texts):
@@ -325,6 +328,12 @@ def test_adapter_folders_that_cannot_be_used_are_refused(exported: Path, spoil, 
     assert caught.value.problems[0].code == code
 
 
+def test_an_adapter_of_another_base_is_refused(exported: Path):
+    assert read_adapter(exported, base_id="persona_lab/0123")[1].keys() == read_adapter(exported)[1].keys()
+    with pytest.raises(ModelError, match=r"PL4110.*adapter_config\.json.*is an adapter of 'persona_lab/0123', expected persona_lab/4567"):
+        read_adapter(exported, base_id="persona_lab/4567")
+
+
 def test_a_target_that_matches_nothing_is_refused_with_what_there_is(llama):
     with pytest.raises(ModelError, match=r"no linear is called 'query'.*down_proj"):
         AdapterBank(llama, LoraShape(2, 2, ("query",)))
@@ -337,7 +346,7 @@ def test_a_bfloat16_base_trains_float32_adapters(llama, rows, accelerator):
     batch = collate([rows[0][:4]], 0)
     nats = []
     learner = BankLearner(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=torch.tensor([1e-2]), clip_K=torch.ones(1)))
-    train(learner, lambda _: batch, start=0, stop=10, accelerator=accelerator, micro_batch=4, on_step=lambda _, loss_K, __: nats.append(float(loss_K[0])))
+    train(learner, lambda _: batch, start=0, stop=10, accelerator=accelerator, micro_batch=4, on_step=lambda _, loss_K, __: nats.append(float(loss_K[0])), on_shrink=lambda *_: None)
     assert nats[-1] < nats[0] - 0.1
 
 

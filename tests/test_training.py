@@ -14,7 +14,7 @@ from persona_lab.errors import CorpusError
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.world_model import name_newcomers
 from persona_lab.train.batches import Batch, Row, collate, encode
-from persona_lab.train.finetune import Member, Progress, finetune, read_progress, write_moments
+from persona_lab.train.finetune import Member, Progress, Watcher, finetune, read_progress, write_moments
 from persona_lab.train.loop import BankLearner, Diverged, ModelLearner, token_nats, train
 from persona_lab.train.optimizers import BankAdam, Muon, orthogonalize
 from persona_lab.train.pretrain import pretrain
@@ -26,6 +26,10 @@ CHAT = "User: What do you like?\nAssistant: I like the beach.\nUser: Is the cloc
 @pytest.fixture
 def rows(tokenizer, texts) -> list[Row]:
     return encode(tokenizer, texts[:64], on="all", where="test")
+
+
+def nothing(*_: object) -> None:
+    """What comes of a step or of full memory here."""
 
 
 def learner_of(bank: AdapterBank, *, rate: float = 1e-2, clip: float = 1.0, kl_to_base: float = 0.0) -> BankLearner:
@@ -100,7 +104,7 @@ def test_one_micro_batch_of_eight_equals_eight_of_one(llama, rows, accelerator, 
         for k in range(members):
             bank.init_row(k, k)
         batches = [collate([rows[8 * (2 * s + k) : 8 * (2 * s + k) + 8] for k in range(members)], 0) for s in range(3)]
-        train(learner_of(bank), batches.__getitem__, start=0, stop=3, accelerator=accelerator, micro_batch=micro_batch, on_step=lambda *_: None)
+        train(learner_of(bank), batches.__getitem__, start=0, stop=3, accelerator=accelerator, micro_batch=micro_batch, on_step=nothing, on_shrink=nothing)
         weights.append(bank.weight_KP)
         bank.remove()
     for other_KP in weights[1:]:
@@ -111,7 +115,7 @@ def train_with_price(llama, rows: Sequence[Row], accelerator, kl_to_base: float,
     bank = AdapterBank(llama.double(), SHAPE)
     bank.init_row(0, 0)
     batch = collate([rows[:4]], 0)
-    train(learner_of(bank, kl_to_base=kl_to_base), lambda _: batch, start=0, stop=steps, accelerator=accelerator, micro_batch=4, on_step=lambda *_: None)
+    train(learner_of(bank, kl_to_base=kl_to_base), lambda _: batch, start=0, stop=steps, accelerator=accelerator, micro_batch=4, on_step=nothing, on_shrink=nothing)
     return bank
 
 
@@ -148,9 +152,26 @@ def test_a_step_without_a_labelled_token_costs_nothing_and_moves_nothing(llama, 
     bank.init_row(0, 0)
     before_KP, seen = bank.weight_KP.clone(), []
     batch = collate([encode(tokenizer, ["John likes the beach."], on="answer", where="test")], 0)
-    train(learner_of(bank), lambda _: batch, start=0, stop=1, accelerator=accelerator, micro_batch=1, on_step=lambda *a: seen.append(a))
+    train(learner_of(bank), lambda _: batch, start=0, stop=1, accelerator=accelerator, micro_batch=1, on_step=lambda *a: seen.append(a), on_shrink=nothing)
     assert [float(x) for x in seen[0]] == [1, 0.0, 0.0]
     assert torch.equal(bank.weight_KP, before_KP)
+
+
+def test_each_member_is_corrected_by_its_own_number_of_steps():
+    """Two members that are not equally far give what each of them gives alone."""
+    start_KP, done_K = torch.zeros(2, 5, dtype=torch.float64), torch.tensor([0.0, 9.0], dtype=torch.float64)
+    grad_KP = torch.randn(2, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def stepped(members: list[int]) -> Tensor:
+        weight_KP, ones_K = start_KP[members].clone(), torch.ones(len(members), dtype=torch.float64)
+        adam = BankAdam(weight_KP, grad_KP[members].clone(), rate_K=ones_K, clip_K=ones_K)
+        adam.steps_K.copy_(done_K[members])
+        adam.step()
+        return weight_KP
+
+    together_KP = stepped([0, 1])
+    assert torch.equal(together_KP, torch.cat([stepped([0]), stepped([1])]))
+    assert float(together_KP[0].abs().max()) == pytest.approx(1.0, rel=1e-6), "the first step of Adam is as long as its rate"
 
 
 # ------------------------------------------------------------------ divergence
@@ -176,21 +197,50 @@ def test_a_loss_that_is_not_finite_stops_within_the_step(llama, rows, accelerato
         if step == 2:
             bank.weight_KP[0, 0] = math.nan
 
-    with pytest.raises(Diverged, match="loss of member 0 is not finite at step 2"):
-        train(learner_of(bank), lambda _: collate([rows[:2]], 0), start=0, stop=9, accelerator=accelerator, micro_batch=2, on_step=spoil)
+    with pytest.raises(Diverged, match="loss is not finite at step 2"):
+        train(learner_of(bank), lambda _: collate([rows[:2]], 0), start=0, stop=9, accelerator=accelerator, micro_batch=2, on_step=spoil, on_shrink=nothing)
     assert taken == [1, 2]
 
 
-def test_a_gradient_that_is_not_finite_stops_within_the_step_and_moves_nobody(llama, rows, accelerator):
-    bank = AdapterBank(llama, SHAPE, 2)
+def test_a_gradient_that_is_not_finite_ends_its_member_within_the_step_and_changes_no_bit_of_the_others(llama, rows, accelerator):
+    batches, weights = [collate([rows[i : i + 1], rows[i + 1 : i + 2]], 0) for i in range(3)], []
+    for broken in (True, False):
+        bank = AdapterBank(llama, SHAPE, 2)
+        bank.init_row(0, 0)
+        bank.init_row(1, 1)
+        spoilt = InfiniteGradient.apply if broken else torch.clone
+        hook = llama.lm_head.register_forward_hook(lambda module, given, logits, spoilt=spoilt: torch.cat([logits[:1], spoilt(logits[1:])]))
+        learner = learner_of(bank)
+        train(learner, batches.__getitem__, start=0, stop=3, accelerator=accelerator, micro_batch=1, on_step=nothing, on_shrink=nothing)
+        weights.append(bank.weight_KP)
+        assert learner.retired == ({1} if broken else set())
+        assert not bank.grad_KP.any()
+        hook.remove()
+        bank.remove()
+    assert torch.equal(weights[0][0], weights[1][0])
+    assert not weights[0][1].any()
+    assert weights[1][1].any()
+
+
+def test_a_weight_that_is_not_finite_after_the_update_ends_the_step(llama, rows, accelerator):
+    bank = AdapterBank(llama, SHAPE)
     bank.init_row(0, 0)
-    bank.init_row(1, 1)
-    before_KP = bank.weight_KP.clone()
-    llama.lm_head.register_forward_hook(lambda module, given, logits: torch.cat([logits[:1], InfiniteGradient.apply(logits[1:])]))
-    with pytest.raises(Diverged, match="gradient norm of member 1 is not finite at step 0"):
-        train(learner_of(bank), lambda _: collate([rows[:1], rows[1:2]], 0), start=0, stop=3, accelerator=accelerator, micro_batch=1, on_step=lambda *_: None)
-    assert torch.equal(bank.weight_KP, before_KP)
-    assert not bank.grad_KP.any()
+    taken: list[int] = []
+    with pytest.raises(Diverged, match="a weight is not finite at step 0"):
+        train(learner_of(bank, rate=math.inf), lambda _: collate([rows[:2]], 0), start=0, stop=3, accelerator=accelerator, micro_batch=2, on_step=lambda step, *_: taken.append(step), on_shrink=nothing)
+    assert taken == []
+
+
+def test_pretraining_that_diverges_stops_within_the_step(llama, rows, accelerator):
+    llama.requires_grad_()
+
+    def spoil(step: int) -> Tensor:
+        with torch.no_grad():
+            llama.lm_head.weight[0, 0] = math.inf
+        return torch.ones(1)
+
+    with pytest.raises(Diverged, match="a weight is not finite at step 0"):
+        train(ModelLearner(llama, spoil), lambda _: collate([rows[:2]], 0), start=0, stop=3, accelerator=accelerator, micro_batch=2, on_step=nothing, on_shrink=nothing)
 
 
 # ------------------------------------------------------------------ stages
@@ -199,24 +249,26 @@ def member_of(rows: Sequence[Row], **changes) -> Member:
     return replace(start, **changes)
 
 
+class Kept(Watcher):
+    """Keeps progress by (member, step), and the steps that were trained."""
+
+    def __init__(self) -> None:
+        self.progress: dict[tuple[int, int], Progress] = {}
+        self.steps: list[int] = []
+
+    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+        self.steps.append(step)
+
+    def on_stop(self, member: int, step: int, progress: Progress) -> None:
+        self.progress[member, step] = progress
+
+
 def run_stage(model, members: Sequence[Member], stops: Sequence[int], accelerator) -> tuple[dict[tuple[int, int], Progress], list[int]]:
     """Progress by (member, step), and the steps that were trained."""
-    kept: dict[tuple[int, int], Progress] = {}
-    steps: list[int] = []
-    bank = AdapterBank(model, SHAPE)
-    finetune(
-        bank,
-        members,
-        pad=0,
-        stops=stops,
-        kl_to_base=0.0,
-        micro_batch=2,
-        accelerator=accelerator,
-        on_step=lambda step, *_: steps.append(step),
-        on_stop=lambda k, step, progress: kept.update({(k, step): progress}),
-    )
+    kept, bank = Kept(), AdapterBank(model, SHAPE)
+    finetune(bank, members, kept, pad=0, stops=stops, kl_to_base=0.0, micro_batch=2, accelerator=accelerator)
     bank.remove()
-    return kept, steps
+    return kept.progress, kept.steps
 
 
 def same(a: Progress, b: Progress) -> bool:
@@ -250,20 +302,16 @@ def test_a_stage_after_another_starts_from_its_adapter_with_a_fresh_optimizer(ll
 
 
 def test_a_diverged_stage_keeps_nothing_of_the_stop_it_did_not_reach(llama, rows, accelerator):
-    kept: list[int] = []
+    kept = Kept()
     with pytest.raises(Diverged):
-        finetune(
-            AdapterBank(llama, SHAPE),
-            [member_of(rows, rate=1e30)],
-            pad=0,
-            stops=[1, 4],
-            kl_to_base=0.0,
-            micro_batch=4,
-            accelerator=accelerator,
-            on_step=lambda *_: None,
-            on_stop=lambda _, step, __: kept.append(step),
-        )
-    assert kept == [1]
+        finetune(AdapterBank(llama, SHAPE), [member_of(rows, rate=1e30)], kept, pad=0, stops=[1, 4], kl_to_base=0.0, micro_batch=4, accelerator=accelerator)
+    assert list(kept.progress) == [(0, 1)]
+
+
+def test_a_stage_of_no_steps_keeps_what_it_started_from(llama, rows, accelerator):
+    kept, steps = run_stage(llama, [member_of(rows)], [0, 2], accelerator)
+    assert (list(kept), steps) == ([(0, 0), (0, 2)], [1, 2])
+    assert not kept[0, 0].mean_P.any()
 
 
 def test_the_documents_of_a_step_depend_on_the_step_alone(llama, rows, accelerator):
@@ -294,6 +342,7 @@ def test_pretraining_learns(tokenizer, texts, accelerator):
         seed=0,
         accelerator=accelerator,
         on_step=lambda _, loss_K, __: nats.append(float(loss_K[0])),
+        on_shrink=nothing,
     )
     assert len(nats) == 30
     assert nats[0] == pytest.approx(math.log(len(tokenizer)), abs=0.2), "a random model is uniform"

@@ -22,7 +22,7 @@ from persona_lab.train.pretrain import pretrain
 
 
 def pretrain_base(
-    fields: Mapping[str, Any], *, accelerator: Accelerator, beat: Callable[[], None], on_step: Callable[[int, Tensor, Tensor], None]
+    fields: Mapping[str, Any], *, accelerator: Accelerator, beat: Callable[[], None], on_step: Callable[[int, Tensor, Tensor], None], on_shrink: Callable[[int, int], None]
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The embedded base of a recipe, frozen; `beat` is called while documents are written, `on_step` after each step."""
     world = World.model_validate(fields["world"])
@@ -32,7 +32,7 @@ def pretrain_base(
         texts.append(world_document(world, fields["seed"], i).text)
         beat()
     options = {k: fields[k] for k in ("width", "layers", "heads", "steps", "batch", "rate", "rate_rest", "seed")}
-    model = pretrain(tokenizer, texts, accelerator=accelerator, on_step=on_step, **options)
+    model = pretrain(tokenizer, texts, accelerator=accelerator, on_step=on_step, on_shrink=on_shrink, **options)
     name_newcomers(model, tokenizer, world, fields["seed"])
     model.requires_grad_(False)
     return model, tokenizer

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from persona_lab.config.schema import Machine
+from persona_lab.experiment.interruption import PARENT, Interruption
 
 # What `accelerate launch` and torchrun set. Without them an Accelerator forms no process group.
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")
@@ -71,23 +72,24 @@ def crew_size(machine: Machine, cells: int) -> int:
 
 
 @contextmanager
-def crew(command: Sequence[str], count: int) -> Iterator[None]:
+def crew(command: Sequence[str], count: int, interruption: Interruption) -> Iterator[None]:
     """While the block runs, `count - 1` further workers run the same command; they stop when nothing is missing.
 
-    Does nothing in a process that was started as one of several.
+    Asked to stop, they keep their checkpoints, and the block does not end before they have. Does nothing in a process that was started as one of several.
     """
     if "RANK" in os.environ or count < 2:
         yield
         return
     places = [{"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)} for i in range(count)]
-    hired = [
-        subprocess.Popen([sys.executable, "-m", "persona_lab", *command], env={**os.environ, **place}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        for place in places[1:]
-    ]
+    for place in places[1:]:
+        environment = {**os.environ, **place, PARENT: str(os.getpid())}
+        worker = subprocess.Popen([sys.executable, "-m", "persona_lab", *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        interruption.hired.append(worker)
     os.environ.update(places[0])
     try:
         yield
     finally:
-        for worker in hired:
+        for worker in interruption.hired:
             worker.terminate()
+        for worker in interruption.hired:
             worker.wait()

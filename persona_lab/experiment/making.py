@@ -6,8 +6,8 @@ decides what counts.
 
 import math
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from data_gen.world import World
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
+from persona_lab.errors import CheckFailed
 from persona_lab.experiment.bases import load_base, pretrain_base
 from persona_lab.experiment.corpora import make_mixture, make_pool
+from persona_lab.experiment.frontier import Line, line_of
+from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.experiment.scores import cast_of
-from persona_lab.experiment.stacks import Line, frontier, line_of, lora_shape, stack_size, train_stack
+from persona_lab.experiment.stacks import adapter_of, lora_shape, train_stack
 from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.models.folders import read_adapter
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.probes.gates import measure_gates
 from persona_lab.store.files import write_json, write_jsonl
@@ -36,20 +38,13 @@ from persona_lab.store.nodes import Attempt, Store
 from persona_lab.tracking import Tracker, open_tracker
 from persona_lab.train.loop import Diverged
 
-RENEW_SECONDS = 10.0
-LEASE_SECONDS = 60.0
+RENEW_SECONDS = 5.0
+LEASE_SECONDS = 30.0
+"""Longer than any step: a lease that is taken too early costs the work of that step, one that is taken late the wait."""
 
 
 class Busy(Exception):
     """Another worker is making this node."""
-
-
-class StackDiverged(ArithmeticError):
-    """A member of a stack is not finite any more; the others can be trained without it."""
-
-    def __init__(self, trajectory: str, why: str) -> None:
-        self.trajectory = trajectory
-        super().__init__(why)
 
 
 @dataclass
@@ -69,6 +64,8 @@ class Workshop:
     siblings: Mapping[str, Sequence[Node]] = field(default_factory=dict)
     """Trajectory id to every planned stage of it, shortest first."""
     wandb: bool = True
+    interruption: Interruption = field(default_factory=Interruption)
+    """Whether somebody asked this process to stop."""
     on_progress: Any = None
     """Called with (what, done, total) while work goes on."""
     made: list[str] = field(default_factory=list)
@@ -87,6 +84,7 @@ class Workshop:
         """
         if self.store.has(node):
             return
+        self.interruption.leave()
         for earlier in node.inputs.values():
             self.make(earlier)
         lease = self.store.lease(trajectory(node) if node.kind == "stage" else node, ttl_seconds=LEASE_SECONDS)
@@ -95,8 +93,12 @@ class Workshop:
         with lease:
             if self.store.has(node):
                 return
-            self._since = time.monotonic()
+            self.begin_clock()
             {"pool": self._pool, "mixture": self._mixture, "base": self._make_base, "stage": self._stage, "scores": self._scores}[node.kind](node, lease)
+
+    def begin_clock(self) -> None:
+        """Work on the next node begins."""
+        self._since = time.monotonic()
 
     def committed(self, node: Node, attempt: Attempt, *, share: int = 1) -> None:
         """Note how a node was made; one of `share` nodes that were made in the same time."""
@@ -119,6 +121,27 @@ class Workshop:
                 last = time.monotonic()
 
         return beat
+
+    @contextmanager
+    def probing(self, model: PreTrainedModel, lease: Lease, step: int) -> Iterator[None]:
+        """While a model is asked: each forward pass is a safe point, and its logits must be finite.
+
+        Raises:
+            Diverged: naming the step after which the model was asked.
+        """
+        beat = self.heartbeat([lease])
+
+        def after(module: Any, given: Any, found: Any) -> None:
+            beat()
+            self.interruption.leave()
+            if not torch.isfinite(found.logits).all():
+                raise Diverged(0, step, "a logit")
+
+        hook = model.register_forward_hook(after)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def tell(self, what: str, done: int, total: int) -> None:
         """Report progress to whoever asked for it."""
@@ -152,8 +175,14 @@ class Workshop:
 
     # ------------------------------------------------------------------ base
     def _make_base(self, node: Node, lease: Lease) -> None:
-        beat = self.heartbeat([lease])
+        renew = self.heartbeat([lease])
         log: list[dict[str, float]] = []
+        shrunk: list[dict[str, int]] = []
+
+        def beat() -> None:
+            renew()
+            self.interruption.leave()
+
         with self.store.attempt(node) as attempt, self.track(node, "pretrain", node.fields) as tracker:
 
             def on_step(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
@@ -163,13 +192,21 @@ class Workshop:
                     tracker.log({"train/step": step, "train/loss": float(loss_K[0])})
                     self.tell("pretraining the base", step, node.fields["steps"])
 
-            if self.hf is not None:
-                model, tokenizer = load_base(self.hf, attempt.folder, str(self.accelerator.device))
-            else:
-                model, tokenizer = pretrain_base(node.fields, accelerator=self.accelerator, beat=beat, on_step=on_step)
-                model.save_pretrained(attempt.folder / "model")
-                tokenizer.save_pretrained(attempt.folder / "model")
-            figures = measure_gates(Voice(model, tokenizer), World.model_validate(node.fields["world"]))
+            def on_shrink(step: int, micro_batch: int) -> None:
+                shrunk.append({"step": step, "micro_batch": micro_batch})
+                attempt.note(out_of_memory=shrunk)
+
+            try:
+                if self.hf is not None:
+                    model, tokenizer = load_base(self.hf, attempt.folder, str(self.accelerator.device))
+                else:
+                    model, tokenizer = pretrain_base(node.fields, accelerator=self.accelerator, beat=beat, on_step=on_step, on_shrink=on_shrink)
+                    model.save_pretrained(attempt.folder / "model")
+                    tokenizer.save_pretrained(attempt.folder / "model")
+                with self.probing(model, lease, node.fields.get("steps", 0)):
+                    figures = measure_gates(Voice(model, tokenizer), World.model_validate(node.fields["world"]))
+            except Diverged as error:
+                raise CheckFailed("PL1108", f"base {node.id[:12]}", f"diverged: {error}. Lower base.rate, or use another model.") from error
             write_json(attempt.folder / "gates.json", {k: v if math.isfinite(v) else None for k, v in figures.to_json().items()})
             write_jsonl(attempt.folder / "log.jsonl", log)
             tracker.summary(figures.to_json())
@@ -199,38 +236,18 @@ class Workshop:
     # ------------------------------------------------------------------ stages
     def line(self, stage: Node) -> Line:
         """What is left of a stage's trajectory, up to that stage."""
-        return line_of(self.store, self.siblings.get(trajectory(stage).id, [stage]), stage)
+        return line_of(self.store, self.stages_of(stage), stage)
 
-    def _stage(self, node: Node, lease: Lease) -> None:
-        train_stack(self, [self.line(node)], [lease])
+    def stages_of(self, stage: Node) -> Sequence[Node]:
+        """Every planned stage of a stage's trajectory."""
+        return self.siblings.get(trajectory(stage).id, [stage])
 
-    def make_stack(self, wanted: Sequence[Node], workers: int, doomed: Container[str] = ()) -> Sequence[Line]:
-        """Train the first trajectories of the frontier of the wanted scores that are free; none when all are leased.
+    def finished_line(self, trajectory_id: str) -> Line | None:
+        """A trajectory with nothing to commit, to keep its place in a stack; None when this plan does not know its documents."""
+        stages = self.siblings.get(trajectory_id, [])
+        return Line(stages[-1], {}, None) if stages and all(self.store.has(n) for n in stages[-1].inputs.values()) else None
 
-        Raises:
-            StackDiverged: naming the trajectory.
-        """
-        ready = [line for line in frontier(self.store, lambda n: self.siblings.get(trajectory(n).id, [n]), wanted) if line.trajectory.id not in doomed]
-        with ExitStack() as held:
-            lines: list[Line] = []
-            leases: list[Lease] = []
-            for line in ready:
-                same = [other for other in ready if other.key == (lines or [line])[0].key]
-                if line not in same or len(lines) >= stack_size(self.machine, line.stage.fields["recipe"]["batch"], len(same), workers):
-                    continue
-                lease = self._ready(line)
-                if lease is not None:
-                    lines.append(line)
-                    leases.append(held.enter_context(lease))
-            if lines:
-                self._since = time.monotonic()
-                try:
-                    train_stack(self, lines, leases)
-                except Diverged as error:
-                    raise StackDiverged(lines[error.member].trajectory.id, str(error)) from error
-            return lines
-
-    def _ready(self, line: Line) -> Lease | None:
+    def lease_line(self, line: Line) -> Lease | None:
         """The lease of a trajectory whose documents exist and which nobody has finished meanwhile."""
         try:
             self.make(line.stage.inputs["mixture"])
@@ -242,18 +259,22 @@ class Workshop:
             return None
         return lease
 
+    def _stage(self, node: Node, lease: Lease) -> None:
+        for why in train_stack(self, [self.line(node)], [lease]).values():
+            raise CheckFailed("PL1104", f"stage {node.id[:12]}", f"{why}.")
+
     # ------------------------------------------------------------------ scores
     def _scores(self, node: Node, lease: Lease) -> None:
         stage = node.inputs.get("stage")
         model, tokenizer = self.base(node.inputs["base"])
         if stage is not None:
-            _, tensors = read_adapter(self.store.open(stage) / "adapter")
             bank = self.bank(node.inputs["base"], lora_shape(stage.fields["recipe"]["lora"]))
             bank.resize(1)
-            bank.load_row(0, tensors, f"stage {stage.id[:12]}")
+            bank.load_row(0, adapter_of(self.store, stage), f"stage {stage.id[:12]}")
         else:
             self._drop_bank()
-        rows, samples = ask(Voice(model, tokenizer), cast_of(node), node.fields["probes"])
+        with self.probing(model, lease, stage.fields["step"] if stage else 0):
+            rows, samples = ask(Voice(model, tokenizer), cast_of(node), node.fields["probes"])
         with self.store.attempt(node) as attempt, self.track(node, "probe", {"stage": stage.id if stage else None}) as tracker:
             records = [vars(row) for row in rows]
             pd.DataFrame(records).to_parquet(attempt.folder / "rows.parquet", index=False)

@@ -12,10 +12,15 @@ from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.bases import check_gates
+from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.launch import Worker, cores, join
-from persona_lab.experiment.making import Busy, StackDiverged, Workshop
+from persona_lab.experiment.making import Busy, Workshop
 from persona_lab.experiment.plan import Plan
 from persona_lab.experiment.recipes import trajectory
+from persona_lab.experiment.rounds import advance
+from persona_lab.experiment.stacks import train_next
+from persona_lab.store import NodeDamaged, NodeMissing
+from persona_lab.train.loop import Diverged
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +38,16 @@ class Outcome:
     failed: dict[str, str]
     """Name of a cell to why it has no scores."""
     worker: Worker
+    plan: Plan
+    """With the cells of every round of an adaptive search."""
 
 
-def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True) -> Outcome:
+def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interruption: Interruption | None = None) -> Outcome:
     """Make every missing score of the plan together with the other workers, and return when none is missing.
 
     Raises:
-        CheckFailed: the base did not pass its gates, or an audit failed.
+        CheckFailed: the base diverged or did not pass its gates, or an audit failed.
+        Interrupted: a signal came; what was under way goes on when this is called again.
     """
     store = plan.store
     store.check_writable()
@@ -57,16 +65,26 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True) -> Outco
         names=plan.names,
         siblings=plan.siblings,
         wandb=tracked,
+        interruption=interruption or Interruption(),
         on_progress=progress if worker.first else None,
     )
-    wanted = [node for planned in plan.cells for _, node in planned.scores]
-    wanted = list(dict.fromkeys(wanted))
+    wanted = _wanted(plan)
     for node in sorted({n.inputs["base"] for n in wanted}, key=lambda n: n.id):
         with _all_cores(worker, machine):
             _patiently(shop, node)
         check_gates(store, node, base.gates)
     failed = _share_work(shop, wanted, worker, progress)
-    return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker)
+    while grown := advance(plan):
+        plan = grown
+        plan.write()
+        shop.names, shop.siblings = plan.names, plan.siblings
+        failed |= _share_work(shop, [node for node in _wanted(plan) if node.id not in failed], worker, progress)
+    return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker, plan)
+
+
+def _wanted(plan: Plan) -> list[Node]:
+    """Every score of a plan once."""
+    return list(dict.fromkeys(node for planned in plan.cells for _, node in planned.scores))
 
 
 @contextmanager
@@ -82,11 +100,12 @@ def _all_cores(worker: Worker, machine: Machine) -> Iterator[None]:
 
 
 def _patiently(shop: Workshop, node: Node) -> None:
-    """Make a node, or wait until another worker has."""
-    while not shop.store.has(node):
+    """Make a node, or wait until another worker has; one that is damaged is made anew."""
+    while not shop.store.sound(node):
         try:
             shop.make(node)
         except Busy:
+            shop.interruption.leave()
             time.sleep(POLL_SECONDS)
 
 
@@ -97,35 +116,54 @@ def _share_work(shop: Workshop, wanted: list[Node], worker: Worker, progress: Pr
     doomed: dict[str, str] = {}
     failed: dict[str, str] = {}
     while True:
-        failed |= {n.id: why for n in ring for line, why in doomed.items() if line in _trajectories(n)}
+        shop.interruption.leave()
+        failed |= {n.id: why for n in ring for line, why in doomed.items() if line in _untrained(shop, n)}
         missing = [n for n in ring if n.id not in failed and not shop.store.has(n)]
         if worker.first:
             progress("cells probed", len(wanted) - len(missing), len(wanted))
         if not missing:
+            # What comes next reads all of it.
+            if worker.first and _mend(shop, [n for n in ring if n.id not in failed]):
+                continue
             return failed
-        scored = [_scored(shop, n) for n in missing if all(shop.store.has(i) for i in n.inputs.values())]
-        if any(scored):
-            continue
         try:
-            trained = shop.make_stack(missing, worker.count, doomed)
-        except StackDiverged as error:
-            doomed[error.trajectory] = f"diverged: {error}"
+            scored = [_scored(shop, n, failed) for n in missing if all(shop.store.has(i) for i in n.inputs.values())]
+            if any(scored):
+                continue
+            given_up = train_next(shop, missing, worker.count, doomed)
+        except (NodeDamaged, NodeMissing):
+            if not _mend(shop, missing):
+                raise
             continue
-        if not trained:
+        if given_up is None:
             time.sleep(POLL_SECONDS)
+        else:
+            doomed |= given_up
 
 
-def _scored(shop: Workshop, scores: Node) -> bool:
+def _mend(shop: Workshop, wanted: list[Node]) -> bool:
+    """Make anew whatever is damaged, or was set aside by another worker, of these scores and all that they rest on; False when nothing was."""
+    nodes = dict.fromkeys(node for scores in wanted for node in (*scores.ancestors(), scores))
+    siblings = [stage for node in nodes if node.kind == "stage" for stage in shop.siblings.get(trajectory(node).id, [])]
+    damaged = [node for node in dict.fromkeys((*nodes, *siblings)) if shop.store.has(node) and not shop.store.sound(node)]
+    for node in damaged:
+        _patiently(shop, node)
+    return bool(damaged)
+
+
+def _scored(shop: Workshop, scores: Node, failed: dict[str, str]) -> bool:
     try:
         shop.make(scores)
     except Busy:
         return False
+    except Diverged as error:
+        failed[scores.id] = f"diverged: {error} of the last stage. Lower the rate of that stage"
     return True
 
 
-def _trajectories(scores: Node) -> set[str]:
-    """Every trajectory that a score rests on."""
-    return {trajectory(n).id for n in scores.ancestors() if n.kind == "stage"}
+def _untrained(shop: Workshop, scores: Node) -> set[str]:
+    """Every trajectory that has to be trained before a score can be made."""
+    return {trajectory(n).id for n in scores.ancestors() if n.kind == "stage" and not shop.store.has(n)}
 
 
 def embedded(plan: Plan) -> bool:

@@ -3,151 +3,250 @@
 A stack is whatever ready members one worker got leases for; it is never a node. Members that train the same way (one
 base, adapter shape, batch, loss, start and stops) fit into one stack, whatever their documents, rates and seeds. They
 commit one by one.
+
+A stack that was left before its end has a checkpoint, and goes on with the same members in the same order: the bits of
+a product depend on its shape. So members that have nothing left to do, and those that diverged, keep their places.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from data_gen.corpus import read_corpus
-from persona_lab.config.schema import Machine
-from persona_lab.design import Node, canonical_json
+from persona_lab.experiment.checkpoints import Checkpoint, Journal, read_checkpoint, write_checkpoint
 from persona_lab.experiment.corpora import CORPUS, epoch_order
-from persona_lab.experiment.recipes import trajectory
+from persona_lab.experiment.frontier import Line, frontier, stack_size
 from persona_lab.models.bank import LoraShape
 from persona_lab.models.folders import read_adapter, write_adapter
-from persona_lab.store.files import read_json, write_json, write_jsonl
+from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
+from persona_lab.store.files import read_json, read_jsonl, write_json, write_jsonl
 from persona_lab.store.lease import Lease
 from persona_lab.store.nodes import Store
+from persona_lab.tracking import Tracker
 from persona_lab.train.batches import Row, encode
-from persona_lab.train.finetune import Member, Progress, finetune, read_progress, write_moments
+from persona_lab.train.finetune import Member, Progress, Watcher, finetune, read_progress, write_moments
+from persona_lab.train.loop import Diverged
 
 if TYPE_CHECKING:
     from persona_lab.experiment.making import Workshop
 
-FULL_STEP = 128
-"""Documents of all members in one step at which a processor core has enough to do."""
 LOG_EVERY = 10
 
-
-@dataclass(frozen=True)
-class Line:
-    """One member of a stack: a trajectory, and which planned stages of it are missing."""
-
-    stage: Node
-    """The longest one wanted."""
-    missing: dict[int, Node]
-    """Steps to stage."""
-    done: Node | None
-    """The longest one that exists and is shorter than the first missing one: training goes on from there."""
-
-    @property
-    def start(self) -> int:
-        """Steps done already."""
-        return self.done.fields["step"] if self.done else 0
-
-    @cached_property
-    def trajectory(self) -> Node:
-        """What the lease is for."""
-        return trajectory(self.stage)
-
-    @cached_property
-    def key(self) -> str:
-        """Equal for members that fit into one stack."""
-        recipe = self.stage.fields["recipe"]
-        shared = {name: recipe[name] for name in ("batch", "loss", "lora")}
-        return canonical_json([self.stage.inputs["base"].id, shared, self.start, sorted(self.missing)])
+log = logging.getLogger(__name__)
 
 
-def line_of(store: Store, siblings: Sequence[Node], stage: Node) -> Line:
-    """What is left of a trajectory up to one of its stages."""
-    wanted = [n for n in siblings if n.fields["step"] <= stage.fields["step"]] or [stage]
-    missing = {n.fields["step"]: n for n in wanted if not store.has(n)}
-    done = [n for n in wanted if n.fields["step"] < min(missing, default=0) and store.has(n)]
-    return Line(stage, missing, max(done, key=lambda n: n.fields["step"], default=None))
+def train_next(shop: "Workshop", wanted: Sequence[Any], workers: int, doomed: Container[str]) -> dict[str, str] | None:
+    """Train one stack of what the wanted scores need: one that was left, or else a new one.
+
+    Returns trajectories to why they failed, mostly none; None when everything that is ready is leased by others.
+    """
+    ready = {line.trajectory.id: line for line in frontier(shop.store, shop.stages_of, wanted) if line.trajectory.id not in doomed}
+    for under_way in stacks_under_way(shop.store.root / "attempts"):
+        mine = [line for member in under_way.members if (line := ready.get(member))]
+        if mine:
+            failed = _resume(shop, under_way, mine)
+            if failed is not None:
+                return failed
+            # Taken apart, its members would not come out the same to the bit: its worker, or the lease of a dead one, is waited for.
+            for line in mine:
+                del ready[line.trajectory.id]
+    return _begin(shop, list(ready.values()), workers)
 
 
-def frontier(store: Store, siblings: Callable[[Node], Sequence[Node]], wanted: Sequence[Node]) -> Iterator[Line]:
-    """The trajectories that could be trained now, each to the longest stage that the wanted scores need."""
-    ready: dict[str, Node] = {}
-    for scores in wanted:
-        stage = scores.inputs.get("stage")
-        while stage is not None and (before := stage.inputs.get("before")) is not None and not store.has(before):
-            stage = before
-        if stage is not None and not store.has(stage):
-            line = trajectory(stage).id
-            if line not in ready or ready[line].fields["step"] < stage.fields["step"]:
-                ready[line] = stage
-    for stage in ready.values():
-        yield line_of(store, siblings(stage), stage)
+def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, str] | None:
+    """Train the first of the ready trajectories that are free."""
+    with ExitStack() as held:
+        lines: list[Line] = []
+        leases: list[Lease] = []
+        for line in ready:
+            same = [other for other in ready if other.key == (lines or [line])[0].key]
+            if line not in same or len(lines) >= stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers):
+                continue
+            lease = shop.lease_line(line)
+            if lease is not None:
+                lines.append(line)
+                leases.append(held.enter_context(lease))
+        return _train(shop, lines, leases, None) if lines else None
 
 
-def stack_size(machine: Machine, batch: int, ready: int, workers: int) -> int:
-    """How many members one worker takes: enough to fill its step, and no more than its share of what is ready."""
-    most = machine.stack if isinstance(machine.stack, int) else max(1, FULL_STEP // batch)
-    return max(1, min(most, -(-ready // workers)))
+def _resume(shop: "Workshop", under_way: Checkpoints, mine: Sequence[Line]) -> dict[str, str] | None:
+    """Go on with a stack that was left; None while one of its members is leased."""
+    with ExitStack() as held:
+        leases: list[Lease] = []
+        for line in mine:
+            lease = shop.lease_line(line)
+            if lease is None:
+                return None
+            leases.append(held.enter_context(lease))
+        folder = under_way.newest()
+        saved = read_checkpoint(folder) if folder else None
+        if saved is None:
+            lines = [line for line in mine if line.key == mine[0].key]
+        elif any(step > saved.step for line in mine for step in line.missing):
+            by_id = {line.trajectory.id: line for line in mine}
+            lines = [line for member in under_way.members if (line := by_id.get(member) or shop.finished_line(member))]
+        else:
+            lines = []
+        if not lines or (saved is None and [line.trajectory.id for line in lines] != list(under_way.members)):
+            under_way.remove()
+        return _train(shop, lines, leases, saved) if lines else {}
 
 
-def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]) -> None:
+def _train(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease], saved: Checkpoint | None) -> dict[str, str]:
+    shop.begin_clock()
+    try:
+        return train_stack(shop, lines, leases, saved)
+    except Stalled as error:
+        return {line.trajectory.id: error.problems[0].message for line in lines if line.missing}
+
+
+def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease], saved: Checkpoint | None = None) -> dict[str, str]:
     """Train the members together and commit each of their missing stages when it is reached.
 
+    Returns the trajectories that diverged, with the reason; what these committed before stays.
+
     Raises:
-        Diverged: with the number of the member; what was committed before stays.
+        Stalled: too many attempts have gone on from here already.
+        EnvironmentFault: one document of each member does not fit into the memory.
+        Interrupted: a signal came; what was reached is in a checkpoint.
     """
-    first = lines[0].stage
-    recipe, base = first.fields["recipe"], first.inputs["base"]
-    shape = lora_shape(recipe["lora"])
-    bank = shop.bank(base, shape)
-    model, tokenizer = shop.base(base)
-    stops, start = sorted(lines[0].missing), lines[0].start
-    logs: list[list[dict[str, float]]] = [[] for _ in lines]
-    beat = shop.heartbeat(leases)
+    recipe, base = lines[0].stage.fields["recipe"], lines[0].stage.inputs["base"]
+    bank = shop.bank(base, lora_shape(recipe["lora"]))
+    _, tokenizer = shop.base(base)
+    start = saved.step if saved else lines[0].start
+    stops = sorted({step for line in lines for step in line.missing if step > start or step == 0})
+    members = [member_of(shop.store, line, tokenizer, stops[-1], saved) for line in lines]
     with ExitStack() as open_trackers:
-        trackers = [open_trackers.enter_context(shop.track(line.stage, "train", line.stage.fields["recipe"])) for line in lines]
-
-        def on_step(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
-            beat()
-            if step % LOG_EVERY == 0 or step == 1 or step in stops:
-                for tracker, log, loss, norm in zip(trackers, logs, loss_K.tolist(), norm_K.tolist(), strict=True):
-                    log.append({"step": step, "loss": loss, "norm": norm})
-                    tracker.log({"train/step": step, "train/loss": loss})
-                shop.tell(f"training {len(lines)} adapters", step, stops[-1])
-
-        def on_stop(k: int, step: int, progress: Progress) -> None:
-            node = lines[k].missing[step]
-            with shop.store.attempt(node) as attempt:
-                trained = step - max((s for s in (start, *stops) if s < step), default=0)
-                attempt.note(documents=trained * recipe["batch"], stack=len(lines))
-                write_adapter(attempt.folder / "adapter", progress.adapter, model=model, shape=shape, base_id=f"persona_lab/{base.id[:16]}")
-                write_moments(attempt.folder / "state.safetensors", progress)
-                write_json(attempt.folder / "state.json", {"step": step, "cursor": step, "trajectory": lines[k].trajectory.id})
-                write_jsonl(attempt.folder / "log.jsonl", logs[k])
-                shop.committed(node, attempt, share=len(lines))
-
-        finetune(
-            bank,
-            [member_of(shop, line, tokenizer) for line in lines],
-            pad=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # load_model gives every tokenizer one
-            stops=stops,
-            kl_to_base=recipe["loss"]["kl_to_base"],
-            micro_batch=recipe["batch"] if shop.machine.micro_batch == "auto" else shop.machine.micro_batch,
-            accelerator=shop.accelerator,
-            on_step=on_step,
-            on_stop=on_stop,
-        )
+        trackers = [open_trackers.enter_context(shop.track(line.stage, "train", recipe)) for line in lines]
+        training = _Training(shop, lines, members, trackers, leases, saved, start, stops)
+        training.checkpoints.begin(start, shop.machine.attempts)
+        try:
+            finetune(
+                bank,
+                members,
+                training,
+                pad=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # load_model gives every tokenizer one
+                stops=stops,
+                kl_to_base=recipe["loss"]["kl_to_base"],
+                micro_batch=training.journal.micro_batch,
+                accelerator=shop.accelerator,
+            )
+        except Diverged:
+            log.debug("no member of the stack is left; each was told of when it diverged")
+    training.checkpoints.remove()
+    return training.journal.diverged
 
 
-def member_of(shop: "Workshop", line: Line, tokenizer: Any) -> Member:
-    """Where a member starts and what it sees."""
+class _Training(Watcher):
+    """What a worker does while its stack is trained: heartbeats, logs, commits, checkpoints, and leaving when asked."""
+
+    def __init__(
+        self,
+        shop: "Workshop",
+        lines: Sequence[Line],
+        members: Sequence[Member],
+        trackers: Sequence[Tracker],
+        leases: Sequence[Lease],
+        saved: Checkpoint | None,
+        start: int,
+        stops: Sequence[int],
+    ) -> None:
+        self.shop, self.lines, self.members, self.trackers, self.saved, self.start, self.stops = shop, lines, members, trackers, saved, start, stops
+        self.ids = [line.trajectory.id for line in lines]
+        self.recipe, self.base = lines[0].stage.fields["recipe"], lines[0].stage.inputs["base"]
+        self.beat = shop.heartbeat(leases)
+        self.checkpoints = Checkpoints(shop.store.root / "attempts", self.ids)
+        self.last: dict[str, dict[str, float]] = {}
+        self.kept_at = time.monotonic()
+        if saved is None:
+            micro_batch = self.recipe["batch"] if shop.machine.micro_batch == "auto" else shop.machine.micro_batch
+            self.journal = Journal(micro_batch, {line.trajectory.id: _log_so_far(shop.store, line) for line in lines})
+        else:
+            self.journal = saved.journal
+            self.journal.went_on.append({"step": start, "threads": torch.get_num_threads(), "device": str(shop.accelerator.device), "torch": str(torch.__version__)})
+
+    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+        """Log now and then. Which steps is a matter of the step alone, so that a log tells nothing of interruptions."""
+        self.beat()
+        if not (regular := _logged(step)) and step not in self.stops:
+            return
+        for member, tracker, loss, norm in zip(self.ids, self.trackers, loss_K.tolist(), norm_K.tolist(), strict=True):
+            if member not in self.journal.diverged:
+                self.last[member] = {"step": step, "loss": loss, "norm": norm}
+                tracker.log({"train/step": step, "train/loss": loss})
+                if regular:
+                    self.journal.logs[member].append(self.last[member])
+        self.shop.tell(f"training {len(self.lines)} adapters", step, self.stops[-1])
+
+    def on_stop(self, member: int, step: int, progress: Progress) -> None:
+        """Commit a stage that is missing."""
+        line, trajectory = self.lines[member], self.ids[member]
+        if step not in line.missing:
+            return
+        model, _ = self.shop.base(self.base)
+        rows = self.journal.logs[trajectory]
+        with self.shop.store.attempt(line.missing[step]) as attempt:
+            trained = step - max((s for s in (self.start, *self.stops) if s < step), default=0)
+            attempt.note(documents=trained * self.recipe["batch"], stack=[other.at(step).id for other in self.lines])
+            attempt.note(out_of_memory=self.journal.out_of_memory, went_on=self.journal.went_on)
+            shape = lora_shape(self.recipe["lora"])
+            write_adapter(attempt.folder / "adapter", progress.adapter, model=model, shape=shape, base_id=base_name(self.base.id))
+            write_moments(attempt.folder / "state.safetensors", progress)
+            tokens = labelled_tokens(self.members[member], step)
+            write_json(attempt.folder / "state.json", {"step": step, "cursor": step, "tokens": tokens, "trajectory": trajectory})
+            write_jsonl(attempt.folder / "log.jsonl", rows if _logged(step) or step == 0 else [*rows, self.last[trajectory]])
+            self.shop.committed(line.missing[step], attempt, share=len(self.lines))
+        self.checkpoints.moved()
+
+    def on_pause(self, step: int, snapshot: Callable[[], list[Progress]]) -> None:
+        """Keep a checkpoint when it is time, and leave when asked to; but never without having gained a step."""
+        if step == self.stops[-1]:
+            return
+        leaving = step > self.start and self.shop.interruption.asked()
+        # A stack of one comes out the same when it starts again; one of several only with the same members.
+        founding = step == self.start and self.saved is None and len(self.lines) > 1
+        due = step > self.start and time.monotonic() - self.kept_at >= self.shop.machine.checkpoint_seconds
+        if leaving or founding or due:
+            with self.checkpoints.write(step) as folder:
+                write_checkpoint(folder, self.ids, snapshot(), self.journal)
+            self.kept_at = time.monotonic()
+        if leaving or due:
+            self.checkpoints.moved()
+        if leaving:
+            self.shop.interruption.leave()
+
+    def on_diverged(self, error: Diverged) -> None:
+        """Remember why."""
+        self.journal.diverged[self.ids[error.member]] = f"diverged: {error}. Lower the rate of that stage"
+
+    def on_shrink(self, step: int, micro_batch: int) -> None:
+        """Remember it, and say so."""
+        self.journal.micro_batch = micro_batch
+        self.journal.out_of_memory.append({"step": step, "micro_batch": micro_batch})
+        log.warning("out of memory at step %d: it is repeated with a micro-batch of %d; batch and order stay", step, micro_batch)
+
+
+def _logged(step: int) -> bool:
+    return step % LOG_EVERY == 0 or step == 1
+
+
+def _log_so_far(store: Store, line: Line) -> list[dict[str, float]]:
+    """The log that the stage before left, without the row that stands there only because it was the last."""
+    return [row for row in read_jsonl(store.open(line.done) / "log.jsonl") if _logged(row["step"])] if line.done else []
+
+
+def member_of(store: Store, line: Line, tokenizer: Any, last: int, saved: Checkpoint | None) -> Member:
+    """Where a member starts and what it sees up to the last step of its stack."""
     recipe, before = line.stage.fields["recipe"], line.stage.inputs.get("before")
     mixture, batch = line.stage.inputs["mixture"], recipe["batch"]
-    texts = [d.text for d in read_corpus(shop.store.open(mixture) / CORPUS)]
+    texts = [d.text for d in read_corpus(store.open(mixture) / CORPUS)]
     rows = encode(tokenizer, texts, on=recipe["loss"]["on"], where=f"mixture {mixture.id[:12]}")
-    order = epoch_order(mixture, max(line.missing) * batch)
+    order = epoch_order(mixture, last * batch)
 
     def rows_at(step: int) -> list[Row]:
         return [rows[i] for i in order[step * batch : (step + 1) * batch]]
@@ -156,15 +255,32 @@ def member_of(shop: "Workshop", line: Line, tokenizer: Any) -> Member:
         rows_at=rows_at,
         rate=recipe["rate"],
         clip=recipe["clip"],
-        adapter=read_adapter(shop.store.open(before) / "adapter")[1] if before else None,
+        adapter=adapter_of(store, before) if before else None,
         init_seed=recipe["init"],
-        resumed=_progress(shop.store, line.done) if line.done else None,
+        resumed=saved.progress[line.trajectory.id] if saved else _progress(store, line.done) if line.done else None,
+        retired=saved is not None and line.trajectory.id in saved.journal.diverged,
     )
 
 
-def _progress(store: Store, stage: Node) -> Progress:
+def labelled_tokens(member: Member, steps: int) -> int:
+    """Tokens that carry loss in the first steps of a stage; a document's first token is never predicted."""
+    return sum(int(row.labelled[1:].sum()) for step in range(steps) for row in member.rows_at(step))
+
+
+def _progress(store: Store, stage: Any) -> Progress:
     folder = store.open(stage)
-    return read_progress(folder / "state.safetensors", read_adapter(folder / "adapter")[1], read_json(folder / "state.json")["step"])
+    return read_progress(folder / "state.safetensors", adapter_of(store, stage), read_json(folder / "state.json")["step"])
+
+
+def adapter_of(store: Store, stage: Any) -> dict[str, Tensor]:
+    """The tensors of a stage's adapter, once it is known to be of its base and to have been trained; ModelError."""
+    first = stage.inputs.get("before") is None and stage.fields["step"] == 0
+    return read_adapter(store.open(stage) / "adapter", base_id=base_name(stage.inputs["base"].id), untrained=first)[1]
+
+
+def base_name(base_id: str) -> str:
+    """What an adapter calls its base."""
+    return f"persona_lab/{base_id[:16]}"
 
 
 def lora_shape(lora: dict[str, Any]) -> LoraShape:

@@ -19,6 +19,9 @@ from transformers.pytorch_utils import Conv1D
 
 from persona_lab.errors import ModelError
 
+GOLDEN = 0x1E3779B9
+"""Steps of the counters: odd, so that no two of them meet."""
+
 
 @dataclass(frozen=True)
 class LoraShape:
@@ -36,6 +39,28 @@ class LoraShape:
         return self.alpha / self.rank
 
 
+def scrambled(counters: Tensor) -> Tensor:
+    """A 32-bit hash of each int32 (Wellons' `lowbias32`), in place: a stream of random numbers without a state.
+
+    Counters instead of a generator (Salmon et al. 2011), because what a generator gives depends on all it gave before.
+    """
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
+        # Torch shifts the sign in from the left; the hash shifts in zeros.
+        counters ^= (counters >> shift) & ((1 << (32 - shift)) - 1)
+        counters *= factor
+    return counters
+
+
+def dropout_mask(key_B: Tensor, tokens: int, width: int, dropout: float) -> Tensor:
+    """Which inputs dropout keeps, bool (B, tokens, width): a function of each row's key, so of nothing that happened before.
+
+    Neither the other members of a stack, nor the micro-batch, nor an interruption changes it.
+    """
+    token_T, input_i = (torch.arange(n, dtype=torch.int32, device=key_B.device) * GOLDEN for n in (tokens, width))
+    token_BT = scrambled(key_B[:, None] + token_T)
+    return scrambled(token_BT[..., None] + input_i) >= round(dropout * (1 << 32)) - (1 << 31)
+
+
 class StackedLora(nn.Module):
     """One frozen linear with K adapters beside it."""
 
@@ -48,6 +73,7 @@ class StackedLora(nn.Module):
         self.a_KRi: Tensor
         self.b_KoR: Tensor
         self.silent = False
+        self.key_B: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -62,7 +88,9 @@ class StackedLora(nn.Module):
         members = self.a_KRi.shape[0]
         x_KNi = x_BTi.reshape(members, -1, self.d_in).to(self.a_KRi.dtype)
         if self.training and self.shape.dropout:
-            x_KNi = nn.functional.dropout(x_KNi, self.shape.dropout)
+            assert self.key_B is not None, "a model in training with dropout needs AdapterBank.key_dropout"
+            kept_KNi = dropout_mask(self.key_B, x_KNi.shape[0] * x_KNi.shape[1] // len(self.key_B), self.d_in, self.shape.dropout).view_as(x_KNi)
+            x_KNi = x_KNi * kept_KNi / (1 - self.shape.dropout)
         low_KNR = torch.bmm(x_KNi, self.a_KRi.transpose(1, 2))
         if y_BTo.dtype == low_KNR.dtype:
             y_KNo = y_BTo.reshape(members, -1, self.d_out)
@@ -84,7 +112,7 @@ def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     leaves = {n.rsplit(".", 1)[-1] for n in linears}
     for target in targets:
         if target not in leaves:
-            raise ModelError("PL4101", str(model.name_or_path), f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
+            raise ModelError("PL4101", str(model.name_or_path) or "the base model", f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
     return [n for n in linears if n.rsplit(".", 1)[-1] in targets]
 
 
@@ -158,6 +186,11 @@ class AdapterBank:
         finally:
             for layer in self.layers.values():
                 layer.silent = False
+
+    def key_dropout(self, key_B: Tensor | None) -> None:
+        """What decides dropout in the next forward pass: one int32 a document; every layer makes its own of them."""
+        for number, layer in enumerate(self.layers.values()):
+            layer.key_B = None if key_B is None else scrambled(key_B ^ number)
 
     def _windows(self) -> Iterator[tuple[str, str, Tensor]]:
         for name, layer in self.layers.items():

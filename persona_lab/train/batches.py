@@ -32,6 +32,13 @@ class Batch:
     ids_BT: Tensor
     labelled_BT: Tensor
     members: int
+    key_B: Tensor | None = None
+    """Dropout's key of each document, int32; None where nothing is dropped."""
+
+    @property
+    def documents(self) -> int:
+        """Documents of each member."""
+        return self.ids_BT.shape[0] // self.members
 
     @property
     def tokens_K(self) -> Tensor:
@@ -40,17 +47,17 @@ class Batch:
 
     def parts(self, documents: int) -> Iterator["Batch"]:
         """The same step in micro-batches of at most `documents` documents of each member."""
-        each = self.ids_BT.shape[0] // self.members
+        each = self.documents
         if documents >= each:
             yield self
             return
         for start in range(0, each, documents):
             rows = torch.cat([torch.arange(k * each + start, k * each + min(start + documents, each)) for k in range(self.members)])
-            yield Batch(self.ids_BT[rows], self.labelled_BT[rows], self.members)
+            yield Batch(self.ids_BT[rows], self.labelled_BT[rows], self.members, None if self.key_B is None else self.key_B[rows])
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
-        return Batch(self.ids_BT.to(device), self.labelled_BT.to(device), self.members)
+        return Batch(self.ids_BT.to(device), self.labelled_BT.to(device), self.members, None if self.key_B is None else self.key_B.to(device))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str) -> list[Row]:
@@ -78,8 +85,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
     return rows
 
 
-def collate(members: Sequence[Sequence[Row]], pad: int) -> Batch:
-    """One batch from the rows of each member, padded on the right to the longest row.
+def collate(members: Sequence[Sequence[Row]], pad: int, keys: Sequence[int] = ()) -> Batch:
+    """One batch from the rows of each member, padded on the right to the longest row; `keys` for dropout, one a document.
 
     No attention mask goes with it: in a causal model no token sees the padding behind it, and padding has no label.
     """
@@ -90,4 +97,5 @@ def collate(members: Sequence[Sequence[Row]], pad: int) -> Batch:
     for i, row in enumerate(rows):
         n = len(row.ids)
         ids[i, :n], labelled[i, :n] = row.ids, row.labelled
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), len(members))
+    key_B = torch.from_numpy(np.array(keys, dtype=np.uint64).astype(np.uint32).view(np.int32)) if keys else None
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), len(members), key_B)

@@ -1,7 +1,7 @@
 """Fine-tuning of one stage for the K members of a stack: where it starts, what it sees, what is kept of it.
 
-A member's progress is its adapter row, the two moments of Adam and the number of steps done. Its data cursor is the
-step itself, because the batch of a step is a function of the step alone.
+A member's progress is its adapter row, the two moments of Adam and the number of steps done. The step is its data
+cursor and the state of its random numbers too: the batch of a step and its dropout are functions of the step alone.
 """
 
 import warnings
@@ -14,9 +14,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_gen.streams import stream_seed
 from persona_lab.models.bank import AdapterBank
-from persona_lab.train.batches import Row, collate
-from persona_lab.train.loop import BankLearner, train
+from persona_lab.train.batches import Batch, Row, collate
+from persona_lab.train.loop import BankLearner, Diverged, train
 from persona_lab.train.optimizers import BankAdam
 
 
@@ -42,73 +43,123 @@ class Member:
     adapter: Mapping[str, Tensor] | None
     """The adapter of the stage before; None: a fresh one."""
     init_seed: int
+    """Of a fresh adapter, and of dropout."""
     resumed: Progress | None = None
     """This stage's own progress, where it was begun before."""
+    retired: bool = False
+    """Diverged before: it keeps its place, so that the others' numbers stay the same, and is not trained."""
+
+
+class Watcher:
+    """What happens while a stack is trained; nothing comes of it unless a method is overridden."""
+
+    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+        """So many steps are done; nats a token, and gradient norms before clipping."""
+
+    def on_stop(self, member: int, step: int, progress: Progress) -> None:
+        """A member that has not diverged reached a stop."""
+
+    def on_pause(self, step: int, snapshot: Callable[[], list[Progress]]) -> None:
+        """A step and its stops are behind: what `snapshot` gives of every member may be kept, and training left here."""
+
+    def on_diverged(self, error: Diverged) -> None:
+        """A member is given up; the others go on."""
+
+    def on_shrink(self, step: int, micro_batch: int) -> None:
+        """The memory was full: the step is repeated in smaller micro-batches."""
 
 
 def finetune(
     bank: AdapterBank,
     members: Sequence[Member],
+    watcher: Watcher,
     *,
     pad: int,
     stops: Sequence[int],
     kl_to_base: float,
     micro_batch: int,
     accelerator: Accelerator,
-    on_step: Callable[[int, Tensor, Tensor], None],
-    on_stop: Callable[[int, int, Progress], None],
 ) -> None:
-    """Train all members, from the step they share to the last stop; `on_stop(member, step, progress)` at each stop.
+    """Train all members, from the step they share to the last stop.
 
     Raises:
-        Diverged: a member's loss or gradient is not finite.
+        Diverged: no member is left.
+        EnvironmentFault: a single document does not fit into the memory.
     """
-    bank.resize(len(members))
-    rate_K, clip_K = (torch.tensor(figures, dtype=torch.float64) for figures in ([m.rate for m in members], [m.clip for m in members]))
-    optimizer = BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K)
-    start = {m.resumed.step if m.resumed else 0 for m in members}
+    learner = _Stack(bank, members, watcher, kl_to_base=kl_to_base)
+    start = {m.resumed.step if m.resumed else 0 for m in members if not m.retired}
     assert len(start) == 1, f"members of a stack start together, got steps {sorted(start)}"
-    for k, member in enumerate(members):
-        place(bank, optimizer, k, member)
     first, last = start.pop(), max(stops)
 
-    def after(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
-        on_step(step, loss_K, norm_K)
+    def reach(step: int) -> None:
         if step in stops:
             for k in range(len(members)):
-                on_stop(k, step, progress_of(bank, optimizer, k, step))
+                if k not in learner.retired:
+                    watcher.on_stop(k, step, learner.progress(k, step))
+        watcher.on_pause(step, lambda: [learner.progress(k, step) for k in range(len(members))])
+
+    def after(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+        watcher.on_step(step, loss_K, norm_K)
+        reach(step)
 
     # Members' gradients are windows on one buffer, a row a member: strided on purpose.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     bank.model.train()
+    reach(first)
     train(
-        BankLearner(bank, optimizer, kl_to_base=kl_to_base),
-        lambda step: collate([m.rows_at(step) for m in members], pad),
+        learner,
+        lambda step: _batch(members, step, pad, keyed=bank.shape.dropout > 0),
         start=first,
         stop=last,
         accelerator=accelerator,
         micro_batch=micro_batch,
         on_step=after,
+        on_shrink=watcher.on_shrink,
     )
     bank.model.eval()
 
 
-def place(bank: AdapterBank, optimizer: BankAdam, row: int, member: Member) -> None:
-    """Put a member into its row: fresh, after another stage, or where it was interrupted."""
-    if member.resumed is not None:
-        bank.load_row(row, member.resumed.adapter, "a checkpoint of this stage")
-        optimizer.mean_KP[row].copy_(member.resumed.mean_P)
-        optimizer.square_KP[row].copy_(member.resumed.square_P)
-        optimizer.steps_K[row] = member.resumed.step
-    elif member.adapter is not None:
-        bank.load_row(row, member.adapter, "the adapter of the stage before")
-    else:
-        bank.init_row(row, member.init_seed)
+class _Stack(BankLearner):
+    """The members in their rows of the bank."""
+
+    def __init__(self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float) -> None:
+        bank.resize(len(members))
+        rate_K, clip_K = (torch.tensor(figures, dtype=torch.float64) for figures in ([m.rate for m in members], [m.clip for m in members]))
+        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K), kl_to_base=kl_to_base)
+        self.watcher = watcher
+        for k, member in enumerate(members):
+            self._place(k, member)
+
+    def _place(self, row: int, member: Member) -> None:
+        """Put a member into its row: fresh, after another stage, or where it was interrupted."""
+        if member.retired:
+            self.retired.add(row)
+        elif member.resumed is not None:
+            self.bank.load_row(row, member.resumed.adapter, "a checkpoint of this stage")
+            self.optimizer.mean_KP[row].copy_(member.resumed.mean_P)
+            self.optimizer.square_KP[row].copy_(member.resumed.square_P)
+        elif member.adapter is not None:
+            self.bank.load_row(row, member.adapter, "the adapter of the stage before")
+        else:
+            self.bank.init_row(row, member.init_seed)
+        self.optimizer.steps_K[row] = member.resumed.step if member.resumed else 0
+
+    def progress(self, row: int, step: int) -> Progress:
+        """A copy of one member's state."""
+        return Progress(self.bank.row_tensors(row), self.optimizer.mean_KP[row].cpu().clone(), self.optimizer.square_KP[row].cpu().clone(), step)
+
+    def retire(self, error: Diverged) -> None:
+        """Tell of it first: the last one ends the training."""
+        if error.member not in self.retired:
+            self.watcher.on_diverged(error)
+        super().retire(error)
 
 
-def progress_of(bank: AdapterBank, optimizer: BankAdam, row: int, step: int) -> Progress:
-    """A copy of one member's state."""
-    return Progress(bank.row_tensors(row), optimizer.mean_KP[row].cpu().clone(), optimizer.square_KP[row].cpu().clone(), step)
+def _batch(members: Sequence[Member], step: int, pad: int, *, keyed: bool) -> Batch:
+    """The batch of a step."""
+    rows = [member.rows_at(step) for member in members]
+    keys = [stream_seed(m.init_seed, "dropout", step, i) for m, own in zip(members, rows, strict=True) for i in range(len(own))]
+    return collate(rows, pad, keys if keyed else ())
 
 
 def write_moments(file: Path, progress: Progress) -> None:

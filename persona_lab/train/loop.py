@@ -13,17 +13,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from persona_lab.errors import EnvironmentFault
 from persona_lab.models.bank import AdapterBank
 from persona_lab.train.batches import Batch
 from persona_lab.train.optimizers import BankAdam
 
+CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says where the memory of the machine, not of a GPU, is full."""
+SMALLER = "Lower machine.stack or machine.workers, or take a machine with more memory."
+
 
 class Diverged(ArithmeticError):
-    """The loss or the gradient of a member is not a finite number."""
+    """The loss, the gradient or a weight of a member is not a finite number."""
 
     def __init__(self, member: int, step: int, what: str) -> None:
         self.member, self.step = member, step
-        super().__init__(f"{what} of member {member} is not finite at step {step}")
+        super().__init__(f"{what} is not finite at step {step}")
 
 
 class Learner(Protocol):
@@ -33,8 +38,20 @@ class Learner(Protocol):
         """Summed loss of each member's labelled tokens, nats, (K,)."""
         ...
 
+    def clear(self) -> None:
+        """Forget the gradients of a step that is to be repeated."""
+        ...
+
     def update(self, step: int) -> Tensor:
         """Step the optimizer and clear the gradients; each member's gradient norm, (K,)."""
+        ...
+
+    def finite_K(self) -> Tensor:
+        """Whether all weights of each member are finite, bool (K,)."""
+        ...
+
+    def retire(self, error: Diverged) -> None:
+        """Go on without a member, whose place stays; raises the error when nobody is left to train."""
         ...
 
 
@@ -50,13 +67,15 @@ def _precise(logits_BTV: Tensor) -> Tensor:
 
 
 class BankLearner:
-    """K adapters on one frozen base."""
+    """K adapters on one frozen base; one that diverges is set to zero, and the others do not notice."""
 
     def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0) -> None:
         self.bank, self.optimizer, self.kl_to_base = bank, optimizer, kl_to_base
+        self.retired: set[int] = set()
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter)."""
+        self.bank.key_dropout(batch.key_B)
         logits_BTV = self.bank.model(input_ids=batch.ids_BT, use_cache=False).logits
         nats_BT = token_nats(logits_BTV, batch)
         if self.kl_to_base:
@@ -67,9 +86,26 @@ class BankLearner:
             nats_BT = nats_BT + self.kl_to_base * kl_BT * batch.labelled_BT[:, 1:]
         return nats_BT.reshape(batch.members, -1).sum(dim=1)
 
+    def clear(self) -> None:
+        """The gradients of every member are zero."""
+        self.bank.grad_KP.zero_()
+
     def update(self, step: int) -> Tensor:
         """One step of Adam on every member."""
         return self.optimizer.step()
+
+    def finite_K(self) -> Tensor:
+        """By adapter."""
+        return torch.isfinite(self.bank.weight_KP).all(dim=1)
+
+    def retire(self, error: Diverged) -> None:
+        """The member keeps its rows of every batch, so that the others' numbers are the same to the bit."""
+        if error.member in self.retired:
+            return
+        self.retired.add(error.member)
+        self.optimizer.retire(error.member)
+        if len(self.retired) == self.bank.members:
+            raise error
 
 
 class ModelLearner:
@@ -83,9 +119,21 @@ class ModelLearner:
         logits_BTV = self.model(input_ids=batch.ids_BT, use_cache=False).logits
         return token_nats(logits_BTV, batch).sum()[None]
 
+    def clear(self) -> None:
+        """No parameter has a gradient."""
+        self.model.zero_grad()
+
     def update(self, step: int) -> Tensor:
         """One step of the optimizers it was given."""
         return self._update(step)
+
+    def finite_K(self) -> Tensor:
+        """Of the only member."""
+        return torch.stack([torch.isfinite(p).all() for p in self.model.parameters()]).all()[None]
+
+    def retire(self, error: Diverged) -> None:
+        """There is no other member."""
+        raise error
 
 
 def train(
@@ -97,6 +145,7 @@ def train(
     accelerator: Accelerator,
     micro_batch: int,
     on_step: Callable[[int, Tensor, Tensor], None],
+    on_shrink: Callable[[int, int], None],
 ) -> None:
     """Train from step `start` to step `stop` (optimizer steps done).
 
@@ -106,28 +155,50 @@ def train(
         start: steps already done.
         stop: steps done at the end.
         accelerator: device, precision, backward.
-        micro_batch: documents of one member in one forward pass.
+        micro_batch: documents of one member in one forward pass; halved when the memory does not hold them.
         on_step: called after each update with steps done, loss_K (nats a token) and gradient norm_K.
+        on_shrink: called with the step that is repeated and its new micro-batch.
 
     Raises:
-        Diverged: a loss or gradient is not finite; the step's update of the other members is not made either.
+        Diverged: a loss, gradient or weight is not finite, and no other member is left.
+        EnvironmentFault: a single document does not fit into the memory.
     """
     for step in range(start, stop):
         batch = batch_at(step).to(accelerator.device)
-        tokens_K = batch.tokens_K.clamp(min=1)
-        loss_K = torch.zeros(batch.members, device=accelerator.device)
+        while (loss_K := _gradients(learner, batch, accelerator, micro_batch)) is None:
+            micro_batch = _halved(micro_batch, batch, step)
+            on_shrink(step, micro_batch)
+        norm_K = learner.update(step)
+        for what, finite_K in (("loss", loss_K.isfinite()), ("gradient norm", norm_K.isfinite()), ("a weight", learner.finite_K())):
+            for member in (~finite_K).nonzero()[:, 0].tolist():
+                learner.retire(Diverged(member, step, what))
+        on_step(step + 1, loss_K, norm_K)
+
+
+def _gradients(learner: Learner, batch: Batch, accelerator: Accelerator, micro_batch: int) -> Tensor | None:
+    """Accumulate the gradients of a step; its loss_K, or None, with no gradient left behind, when the memory is full."""
+    tokens_K = batch.tokens_K.clamp(min=1)
+    loss_K = torch.zeros(batch.members, device=accelerator.device)
+    try:
         for part in batch.parts(micro_batch):
             with accelerator.autocast():
                 part_K = learner.loss_sums(part) / tokens_K
             accelerator.backward(part_K.sum())
             loss_K += part_K.detach()
-        _refuse_non_finite(loss_K, step, "loss")
-        norm_K = learner.update(step)
-        _refuse_non_finite(norm_K, step, "gradient norm")
-        on_step(step + 1, loss_K, norm_K)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and CPU_FULL not in str(error):
+            raise
+    else:
+        return loss_K
+    # Here, because until its except clause ends the error holds on to the activations.
+    learner.clear()
+    if accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None
 
 
-def _refuse_non_finite(value_K: Tensor, step: int, what: str) -> None:
-    finite_K = torch.isfinite(value_K)
-    if not finite_K.all():
-        raise Diverged(int((~finite_K).nonzero()[0, 0]), step, what)
+def _halved(micro_batch: int, batch: Batch, step: int) -> int:
+    documents = min(micro_batch, batch.documents)
+    if documents == 1:
+        raise EnvironmentFault("PL5201", f"step {step}", f"one document for each of {batch.members} adapters does not fit into the memory. {SMALLER}")
+    return documents // 2

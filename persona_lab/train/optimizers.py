@@ -26,14 +26,13 @@ class BankAdam:
     def step(self) -> Tensor:
         """Clip, update, and clear the gradients; returns each member's gradient norm before clipping, (K,).
 
-        Where a norm is not finite no member is updated: the caller stops, and what stands is the step before.
+        A member whose norm is not finite is updated as if it had no gradient; the others are as they would be without it.
         """
         norm_K = torch.linalg.vector_norm(self.grad_KP, dim=1)
         if not torch.isfinite(norm_K).all():
-            self.grad_KP.zero_()
-            return norm_K
+            self.grad_KP[~torch.isfinite(norm_K)] = 0
         # The same rule as torch.nn.utils.clip_grad_norm_, one member at a time.
-        self.grad_KP.mul_((self.clip_K / (norm_K + 1e-6)).clamp(max=1.0)[:, None])
+        self.grad_KP.mul_((self.clip_K / (norm_K.nan_to_num() + 1e-6)).clamp(max=1.0)[:, None])
         self.steps_K += 1
         self.mean_KP.lerp_(self.grad_KP, 1 - BETA_1)
         self.square_KP.mul_(BETA_2).addcmul_(self.grad_KP, self.grad_KP, value=1 - BETA_2)
@@ -42,6 +41,12 @@ class BankAdam:
         self.weight_KP.sub_(rate_K[:, None] * self.mean_KP / scale_KP)
         self.grad_KP.zero_()
         return norm_K
+
+    @torch.no_grad()
+    def retire(self, row: int) -> None:
+        """Set a member to zero, where it stays: without A and B neither gets a gradient."""
+        for of_KP in (self.weight_KP, self.mean_KP, self.square_KP, self.grad_KP):
+            of_KP[row] = 0
 
 
 def orthogonalize(matrices_NIO: Tensor, iterations: int = 5) -> Tensor:

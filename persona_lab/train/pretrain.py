@@ -34,8 +34,13 @@ def pretrain(
     seed: int,
     accelerator: Accelerator,
     on_step: Callable[[int, Tensor, Tensor], None],
+    on_shrink: Callable[[int, int], None],
 ) -> LlamaForCausalLM:
-    """A base model trained for one epoch on `steps * batch` documents, float32."""
+    """A base model trained for one epoch on `steps * batch` documents, float32.
+
+    Raises:
+        Diverged: a loss, gradient or weight is not finite.
+    """
     model = build_model(tokenizer, width=width, layers=layers, heads=heads, seed=seed).to(accelerator.device)
     model.train()
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
@@ -64,5 +69,6 @@ def pretrain(
         accelerator=accelerator,
         micro_batch=batch,
         on_step=on_step,
+        on_shrink=on_shrink,
     )
     return model.eval()
