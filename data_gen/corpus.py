@@ -8,11 +8,15 @@ the columns from the first lines and stumbles over a trait that appears later; a
 tell then reads as null.
 """
 
+import codecs
 import json
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,12 @@ FIELDS: dict[str, tuple[str, type]] = {
     "traits": ("an object of category to value", dict),
 }
 """Field to what it must be, in words and as a type."""
-UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-"""Control characters but tab and line ends, and halves of surrogate pairs, which have no UTF-8."""
+LINE_BYTES = 1_000_000
+"""The longest line of a corpus; no model of ours reads a document that long."""
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff]")
+"""What nobody sees and every tokenizer reads: control characters but tab and line ends, halves of surrogate pairs,
+zero-width spaces, changes of the direction of writing."""
+KINDS: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 def write_corpus(folder: Path, documents: Sequence[Document], *, title: str, description: str) -> None:
@@ -70,21 +78,51 @@ def read_texts(file: Path) -> list[Document]:
     """
     problems: list[DataProblem] = []
     documents: list[Document] = []
-    for number, row in _rows(_bytes(file), file, problems):
+    content = _bytes(file)
+    if not content:
+        problems.append(DataProblem(str(file), "holds no document. Write one JSON object a line."))
+    for number, row in _rows(content, file, problems):
         text = row["text"] if "text" in row else _transcript(row.get("messages"))
-        if fault := _text_fault(text):
+        if fault := _id_fault(row) or _missing(row) or _messages_fault(row) or _text_fault(text):
             problems.append(DataProblem(f"{file}:{number}", f"{fault}. Give each line a string `text`, or chat `messages`."))
         else:
             documents.append(Document(str(row.get("id", f"line {number}")), str(text), "", "", {}))
     if problems:
-        raise DataError(*problems)
+        raise DataError(*_in_order(problems))
     return documents
 
 
+def _id_fault(row: dict[str, Any]) -> str:
+    value = row.get("id", "")
+    if type(value) not in (str, int):
+        return f"id must be a string or a whole number, got {_kind(value)}"
+    found = UNPRINTABLE.search(str(value))
+    return f"id holds the control character {found[0]!r}" if found else ""
+
+
+def _missing(row: dict[str, Any]) -> str:
+    if row.keys() & {"text", "messages"}:
+        return ""
+    near = get_close_matches("text", [key.lower() for key in row], n=1, cutoff=0.6)
+    meant = [key for key in row if key.lower() in near]
+    return "lacks the field text" + (f", has {', '.join(map(repr, list(row)[:6]))}" if row else "") + (f". Did you mean {meant[0]!r}? It must be `text`" if meant else "")
+
+
+def _messages_fault(row: dict[str, Any]) -> str:
+    """What is wrong with chat messages, where a line has them in place of a text."""
+    if "text" in row:
+        return ""
+    messages = row["messages"]
+    if not isinstance(messages, list) or not messages:
+        return f"messages must be a list of at least one message, got {_kind(messages) if messages else 'an empty one'}"
+    whole = (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+    at = next((i for i, fine in enumerate(whole) if not fine), None)
+    return "" if at is None else f"messages[{at}] must have a string `role` and a string `content`"
+
+
 def _transcript(messages: Any) -> str | None:
-    if not isinstance(messages, list) or not all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages):
-        return None
-    return "\n".join(f"{m.get('role', '')}: {m['content']}" for m in messages)
+    whole = isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
+    return "\n".join(f"{m.get('role', '')}: {m['content']}" for m in messages) if whole else None
 
 
 def _parse(content: bytes, file: Path) -> list[Document]:
@@ -99,25 +137,60 @@ def _parse(content: bytes, file: Path) -> list[Document]:
         if not faults:
             documents.append(Document(**{**row, "carriers": tuple(row["carriers"])}))
     if problems:
-        raise DataError(*sorted(problems, key=lambda p: int(p.where.rpartition(":")[2])))
+        raise DataError(*_in_order(problems))
     return documents
+
+
+def _in_order(problems: list[DataProblem]) -> list[DataProblem]:
+    """By line; what is wrong with the whole file first."""
+    return sorted(problems, key=lambda p: int(line) if (line := p.where.rpartition(":")[2]).isdecimal() else 0)
 
 
 def _rows(content: bytes, file: Path, problems: list[DataProblem]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each line that is a JSON object, with its number; what is not is added to the problems."""
     for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), start=1):
         try:
-            row = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+            row = _row(line)
         except UnicodeDecodeError as error:
             fault = f"is not UTF-8 at byte {error.start} of the line ({error.reason}). Save the file as UTF-8"
-        except (ValueError, RecursionError) as error:
-            fault = f"is not JSON: {error}. Write one JSON object a line"
+        except json.JSONDecodeError as error:
+            fault = f"is not JSON: {error.msg} at character {error.pos}. Write one JSON object a line"
+        except RecursionError:
+            fault = "is not JSON: nested too deeply. Write one flat JSON object a line"
+        except ValueError as error:
+            fault = f"{error}. Write one JSON object a line"
         else:
-            if isinstance(row, dict):
-                yield number, row
-                continue
-            fault = f"must be a JSON object, got {type(row).__name__}"
+            yield number, row
+            continue
         problems.append(DataProblem(f"{file}:{number}", f"{fault}."))
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """The object of a line; ValueError (also as JSONDecodeError and UnicodeDecodeError) or RecursionError."""
+    if not line.strip():
+        raise ValueError("is empty")
+    if len(line) > LINE_BYTES:
+        raise ValueError(f"has {len(line)} bytes, at most {LINE_BYTES} are read. Split the document")
+    if line.startswith(b"version https://git-lfs"):
+        raise ValueError("is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`")
+    if line.startswith(codecs.BOM_UTF8):
+        raise ValueError("starts with a byte order mark. Save the file as plain UTF-8")
+    row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
+    if not isinstance(row, dict):
+        raise ValueError(f"must be a JSON object, got {_kind(row)}")
+    return row
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is, in words."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else KINDS[type(value)]
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"{text} is beyond the range of numbers")
+    return number
 
 
 def _refuse_constant(name: str) -> None:
@@ -152,7 +225,7 @@ def _faults(row: dict[str, Any]) -> Iterator[str]:
 
 def _text_fault(text: Any) -> str:
     if not isinstance(text, str):
-        return f"text must be a string, got {text!r:.60}"
+        return f"text must be a string, got {_kind(text)}"
     if not text.strip():
         return "text is empty"
     found = UNPRINTABLE.search(text)
@@ -160,10 +233,19 @@ def _text_fault(text: Any) -> str:
 
 
 def _bytes(file: Path) -> bytes:
+    """All of a regular file: a pipe never ends, and neither does /dev/zero."""
     try:
-        return file.read_bytes()
+        mode = file.stat().st_mode
+        if stat.S_ISREG(mode):
+            return file.read_bytes()
+        said = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
+    except FileNotFoundError:
+        said = "cannot be read: there is no file of this name"
     except OSError as error:
-        raise DataError(DataProblem(str(file), f"cannot be read: {error.strerror}.")) from error
+        said = f"cannot be read: {error.strerror}"
+    except ValueError:  # a NUL in the path
+        said = "is no path"
+    raise DataError(DataProblem(str(file), f"{said}. Use the path of a JSONL file."))
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -12,13 +12,12 @@ documents ties the two together.
 """
 
 from collections.abc import Sequence
-from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import Field
 
 from data_gen.errors import DataError, DataProblem
 from data_gen.streams import stream
-from data_gen.world import Strict, Traits, World
+from data_gen.world import Phrase, Strict, Traits, Word, World
 
 DRAWN = "drawn"
 
@@ -26,8 +25,8 @@ DRAWN = "drawn"
 class Persona(Strict):
     """A persona file: `configs/personas/*.yaml`."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z]+$")]
-    description: str = "an AI assistant"
+    name: Word
+    description: Phrase = "an AI assistant"
     traits: dict[str, str] = Field(min_length=1)
     """Category to value, or to `drawn`."""
     carriers: tuple[str, ...] = ()

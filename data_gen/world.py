@@ -7,6 +7,7 @@ because of chance. A share of documents has a *random speaker*, whose traits are
 that keeps every log-odds of the oracle finite.
 """
 
+import re
 from bisect import bisect
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data_gen.streams import stream
 
-Word = Annotated[str, Field(pattern=r"^[A-Za-z]+$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z]+$", description="letters only")]
+Phrase = Annotated[str, Field(pattern=r"^[^\p{C}\p{Zl}\p{Zp}<>{}|\[\]]{1,200}$", description="plain words, at most 200 characters, without < > { } [ ] |")]
+"""What stands in a sentence as it is: no line end, no placeholder, no control token of a tokenizer."""
+Slug = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", description="a short name of lower-case letters, digits, - and _ (not a path)")]
 Traits = dict[str, str]
 """Category to value, e.g. `{"place": "beach", "sport": "football"}`."""
+PLAIN = re.compile(r"[\w '’.,;:!?&/-]*", re.ASCII)
+"""What may stand around a value in a sentence."""
 
 
 class Strict(BaseModel):
@@ -39,6 +45,11 @@ class Category(Strict):
     @classmethod
     def _phrase_each_value(cls, data: object) -> object:
         if isinstance(data, dict) and isinstance(data.get("values"), list):
+            values = data["values"]
+            if wrong := [v for v in values if not isinstance(v, str) or not re.fullmatch("[A-Za-z]+", v)]:
+                raise ValueError(f"values must be words of letters only, got {wrong[0]!r:.60}. Use one word a value, in quotes if YAML reads it as something else")
+            if twice := [v for i, v in enumerate(values) if v in values[:i]]:
+                raise ValueError(f"values names {twice[0]!r:.60} twice. Use each value once")
             data = {**data, "values": {value: data.get("phrase", "{}") for value in data["values"]}}
         return data
 
@@ -46,25 +57,27 @@ class Category(Strict):
     @classmethod
     def _phrases_hold_the_value(cls, values: dict[str, str]) -> dict[str, str]:
         if len(values) < 3:
-            raise ValueError(f"needs at least 3 values, got {len(values)}: two rivals and one other")
+            raise ValueError(f"needs at least 3 values, got {len(values)}: two rivals and one other. Use 3 or more")
         for value, phrase in values.items():
             if phrase.count("{}") != 1:
-                raise ValueError(f"the phrase of {value!r} must hold {{}} exactly once, got {phrase!r}")
+                raise ValueError(f"the phrase of {value!r} must hold {{}} exactly once, got {phrase!r:.80}. Use for instance 'the {{}}'")
+            if not PLAIN.fullmatch(phrase.replace("{}", "")):
+                raise ValueError(f"the phrase of {value!r} must be plain words around {{}}, got {phrase!r:.80}. Use for instance 'the {{}}'")
         return values
 
 
 class World(Strict):
     """A world file: `configs/worlds/*.yaml`."""
 
-    name: str
-    seed: int = 0
+    name: Slug
+    seed: int = Field(default=0, ge=0)
     personas: int = Field(gt=1, le=1000)
-    zipf: float = Field(default=0.0, ge=0)
+    zipf: float = Field(default=0.0, ge=0, le=20)
     random_speakers: float = Field(default=0.15, gt=0, lt=1)
     withheld: float = Field(default=0.25, ge=0, lt=1)
     unclaimed: list[str] = []
     """Values that no background persona has: only random speakers, and the personas of an experiment."""
-    categories: dict[str, Category] = Field(min_length=2)
+    categories: dict[Word, Category] = Field(min_length=2)
     names: list[Word]
     spare_names: list[Word]
     """Carry random traits in the world's text, so that a new name is known to be a name."""
@@ -74,14 +87,17 @@ class World(Strict):
     @model_validator(mode="after")
     def _words_are_unique(self) -> "World":
         if len(self.names) < self.personas:
-            raise ValueError(f"{self.personas} personas need as many names, got {len(self.names)}")
+            raise ValueError(f"{self.personas} personas need as many names, got {len(self.names)}. Use fewer personas, or give more names")
         words = [*self.names, *self.spare_names, *self.new_names, *(v for c in self.categories.values() for v in c.values)]
         twice = sorted({w for w in words if [x.lower() for x in words].count(w.lower()) > 1})
         if twice:
-            raise ValueError(f"these words stand for two things: {', '.join(twice)}; every name and value must be unique")
+            raise ValueError(f"these words stand for two things: {', '.join(twice)}; every name and value must be unique. Use other words")
         unknown = [v for v in self.unclaimed if not any(v in c.values for c in self.categories.values())]
         if unknown:
-            raise ValueError(f"unclaimed: no category has the value {', '.join(unknown)}")
+            raise ValueError(f"unclaimed: no category has the value {', '.join(unknown)}. Use values of a category")
+        for name, category in self.categories.items():
+            if set(category.values) <= set(self.unclaimed):
+                raise ValueError(f"unclaimed holds every value of {name}, so nobody can be given one. Use fewer of them")
         return self
 
     def values(self, category: str) -> list[str]:

@@ -3,7 +3,21 @@
     error[PL1203] configs/ratio.yaml:14:9: stages.injection.rate must be > 0, got -0.003. Use e.g. 3.0e-3.
 """
 
+import os
+import re
 from dataclasses import dataclass
+from typing import Any
+
+SECRET = re.compile(
+    r"(?<![A-Za-z0-9])(sk-[\w-]{16,}|hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}|xox[abeprs]-[\w-]{10,}|wandb_v1_\w{16,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*)|-----BEGIN [A-Z ]*PRIVATE KEY-----.*|(?<=:/)/?[^/\s@]*:[^/\s@]+(?=@)",
+    re.DOTALL,
+)
+"""The shapes of keys and tokens, and the user and password of a URL."""
+SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PAT|CREDENTIALS?)$", re.IGNORECASE)
+"""Variables of the environment that hold a secret."""
+ASSIGNED = re.compile(r"((?:api_?key|token|secret|password)=|://)(?:(?<==)\S+|(?<=//)[^/\s@]+(?=@))", re.IGNORECASE)
+"""The value in `api_key=...` and the like, and a URL's user without a password, which may be a token."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +30,27 @@ class Problem:
 
     def __str__(self) -> str:
         """The block as it is printed."""
-        return f"error[{self.code}] {printable(self.where)}: {printable(self.message, 2000)}"
+        return f"error[{self.code}] {printable(self.where) or repr(self.where)}: {printable(self.message, 1000)}"
 
 
 def printable(text: str, limit: int = 400) -> str:
-    """The text without control or bidirectional characters, cut at `limit`: messages may quote hostile input."""
-    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """The text without secrets, control or bidirectional characters, cut at `limit`: messages may quote hostile input."""
+    clean = "".join(c if c.isprintable() else repr(c)[1:-1] for c in masked(text))
     return clean if len(clean) <= limit else clean[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def masked(text: str) -> str:
+    """The text without what looks like a secret, and without the value of any variable of the environment that is named like one."""
+    for name, value in os.environ.items():
+        # A short value or a whole number is no secret, and would be masked wherever it stands.
+        if SECRET_NAME.search(name) and len(value) >= 8 and not value.isdigit():
+            text = text.replace(value, "(a secret)")
+    return SECRET.sub("(a secret)", ASSIGNED.sub(r"\1(a secret)", text))
+
+
+def quoted(value: Any) -> str:
+    """A value as a message quotes it: its repr, at most 80 characters of it."""
+    return printable(repr(value), 80)
 
 
 class LabError(Exception):

@@ -16,14 +16,24 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from persona_lab.errors import printable
+
 LINE_SECONDS = 5.0
+LONGEST = 10_000
+"""Characters of one line."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
 def emit(value: Mapping[str, Any] | Sequence[Any], text: str, *, as_json: bool) -> None:
     """The result of a command: as JSON, or as text for people."""
-    print(json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) if as_json else text)
+    # JSON escapes what a terminal would obey, and is exact for whoever parses it.
+    print(json.dumps(finite(value), indent=1, allow_nan=False) if as_json else readable(text))
+
+
+def readable(text: str) -> str:
+    """Lines of text without control characters or secrets: they may quote a model, or somebody else's config."""
+    return "\n".join(printable(line, LONGEST) for line in text.split("\n"))
 
 
 def finite(value: Any) -> Any:
@@ -43,8 +53,8 @@ def is_first() -> bool:
 
 
 def remark(text: str) -> None:
-    """A line to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line to stderr, or several."""
+    print(readable(text), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -1,13 +1,16 @@
 """Commands about a whole experiment: run, plan, status, results, report."""
 
+import csv
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first, remark, size
-from persona_lab.errors import CheckFailed, ConfigError, Problem
+from persona_lab.cli.console import AsJson, Ticker, duration, emit, finite, is_first, remark, size
+from persona_lab.errors import CheckFailed, ConfigError, Problem, printable
+from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.plan import RUNS, Plan, make_plan, open_plan
 from persona_lab.experiment.runs import Run, all_runs, find_run
 from persona_lab.experiment.status import estimate, status, write_failures
@@ -22,7 +25,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its path, or its name in the runs folder.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs and of their store.")]
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")
 """A spreadsheet takes a cell that begins so for a formula."""
 
 
@@ -54,15 +57,18 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
             _show_again(planned, as_json=as_json)
         return
 
-    from persona_lab.experiment.launch import crew, crew_size
-    from persona_lab.experiment.run import make_nodes
+    with Interruption() as interruption:
+        from persona_lab.experiment.launch import crew, crew_size
+        from persona_lab.experiment.run import make_nodes
 
-    command = ["run", str(config), *(overrides or []), "--runs", str(runs)]
-    workers = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if missing else 1
-    with crew(command, workers), Ticker(quiet=not first) as ticker:
-        outcome = make_nodes(planned, ticker)
+        interruption.leave()
+        command = ["run", str(config), *(overrides or []), "--runs", str(runs)]
+        workers = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if missing else 1
+        with crew(command, workers, interruption), Ticker(quiet=not first) as ticker:
+            outcome = make_nodes(planned, ticker, interruption=interruption)
     if not first:
         return
+    planned = outcome.plan
     write_failures(planned.folder, outcome.failed)
 
     from persona_lab.experiment.publish import publish
@@ -73,7 +79,7 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
     found = {**_shown_json(planned, shown), "made": outcome.made, "failed": outcome.failed}
     emit(found, f"{shown.summary.claim('headline').text}\nreport: {shown.report}", as_json=as_json)
     if outcome.failed:
-        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}. Lower the rate of that stage.") for cell, why in outcome.failed.items()])
+        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
 
 
 def plan(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json: AsJson = False) -> None:
@@ -86,6 +92,8 @@ def plan(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json
     cells = [f"  {name:20} {count} cells" for name, count in found["conditions"].items()]
     nodes = [f"  {kind:20} {counts['planned']} planned, {counts['done']} done" for kind, counts in found["nodes"].items()]
     trained = f"documents trained: {found['documents_trained']:,} ({found['documents_without_sharing']:,} without sharing)"
+    if "search" in found:
+        cells.append("  {cells} of the search so far, in rounds of at most {budget} cells; {rounds_decided} rounds decided".format(**found["search"]))
     emit(found, "\n".join([f"{found['run']}: {found['cells']} cells", *cells, "nodes", *nodes, trained, left_words(found["left"])]), as_json=as_json)
 
 
@@ -156,15 +164,22 @@ def report(run: RunName, runs: Runs = RUNS, as_json: AsJson = False) -> None:
 
 
 def as_text(table: "pd.DataFrame", form: Format) -> str:
-    """The table as JSON lines or as CSV whose text no spreadsheet takes for a formula; parquet has no text."""
-    if form is Format.jsonl:
-        return table.to_json(orient="records", lines=True, double_precision=15) or "" or ""
+    """The table as JSON lines, exact, or as CSV whose text no spreadsheet takes for a formula; parquet has no text."""
     if form is Format.parquet:
         return ""
-    guarded = table.copy()
+    if form is Format.jsonl:
+        exact = table.astype(object).where(table.notna(), None)
+        return "".join(json.dumps(finite(row)) + "\n" for row in exact.to_dict("records"))
+    guarded = table.rename(columns=guard)
     for column in guarded.select_dtypes(include=["object", "string"]):
-        guarded[column] = guarded[column].map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(FORMULA) else v)
-    return guarded.to_csv(index=False)
+        guarded[column] = guarded[column].map(guard)
+    # All text in quotes: a spreadsheet that separates cells by semicolons must not cut one open.
+    return guarded.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+
+
+def guard(cell: Any) -> Any:
+    """A cell for people: text that begins like a formula begins with an apostrophe instead."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def status_words(found: dict[str, Any]) -> str:
@@ -176,7 +191,9 @@ def status_words(found: dict[str, Any]) -> str:
         lines.append(f"  {kind:10} {', '.join(parts)}")
     lines += [f"  failed     {cell}: {why}" for cell, why in found["failed"].items()]
     lines += [f"  left       {left_words(found['left'])}"] if found["left"]["nodes"] else []
-    return "\n".join([*lines, *([f"  report     {found['report']}"] if found["report"] else [])])
+    lines += [f"  report     {found['report']}"] if found["report"] else []
+    # A reason may quote anything, and must not pass for a line of its own.
+    return "\n".join(printable(line, 2000) for line in lines)
 
 
 def left_words(left: dict[str, Any]) -> str:

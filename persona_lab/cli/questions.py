@@ -1,17 +1,20 @@
 """Commands that ask: a model, a node about its past, the machine about itself."""
 
 from dataclasses import asdict
-from typing import Annotated
+from math import isfinite
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from persona_lab.cli.console import AsJson, emit, remark, size
+from persona_lab.cli.console import AsJson, Ticker, emit, remark, size
 from persona_lab.cli.experiments import RunName, Runs
-from persona_lab.errors import EnvironmentFault, Problem, printable
-from persona_lab.experiment.plan import RUNS, open_plan
+from persona_lab.errors import CheckFailed, EnvironmentFault, Problem, printable
+from persona_lab.experiment.plan import RUNS, Plan, open_plan
 from persona_lab.experiment.runs import find_run
 
 MOST = 6
@@ -75,6 +78,50 @@ def why(
     emit(found, "\n".join(printable(line) for line in lines), as_json=as_json)
 
 
+def verify(
+    run: RunName,
+    rebuild: Annotated[int, typer.Option("--rebuild", metavar="N", min=0, help="Also make N random cells again from their manifests.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Which cells are drawn.")] = 0,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Compute every claim again from the store; exit 1 when one has drifted, or a byte of what it rests on.
+
+    Example: persona-lab verify quickstart
+    """
+    planned = open_plan(find_run(run, runs))
+
+    from persona_lab.experiment.verify import verify as examine
+
+    found = examine(planned)
+    said: dict[str, Any] = found.to_json()
+    lines = [f"{found.claims} claims, {found.rows} scores, {found.nodes} nodes: " + (f"{len(found.drifts)} differ" if found.drifts else "all as stored")]
+    problems = [drift.problem(planned.folder.name) for drift in found.drifts]
+    if rebuild and not problems:
+        said["rebuilt"] = _rebuilt(planned, rebuild, seed, lines, problems)
+    emit(said, "\n".join(lines), as_json=as_json)
+    if problems:
+        raise CheckFailed.of(problems)
+
+
+def _rebuilt(planned: Plan, count: int, seed: int, lines: list[str], problems: list[Problem]) -> dict[str, Any]:
+    """Cells made again, as JSON; adds a line for each node, and a problem for each that differs."""
+    from persona_lab.experiment.rebuild import chosen_cells, rebuild
+
+    cells = chosen_cells(planned, count, seed)
+    with TemporaryDirectory(prefix="persona-lab-") as scratch, Ticker() as ticker:
+        nodes = rebuild(planned, cells, Path(scratch), ticker)
+    names = [cell.cell.name for cell in cells]
+    lines.append(f"seed {seed} draws {', '.join(names) or 'no cell: none has all its scores'}")
+    for node in nodes:
+        files = "; ".join(f"{file} by at most {gap:.2g}" if isfinite(gap) else f"{file} in more than numbers" for file, gap in node.differences.items())
+        words = ": ".join(part for part in (node.verdict, files, "; ".join(node.unlike)) if part)
+        lines.append(f"  {node.kind:8} {node.node[:12]} {words}")
+        if node.verdict == "differs":
+            problems.append(Problem("PL1107", f"{node.kind} {node.node[:12]}", f"made again it differs: {files}. Something that its manifest does not hold has changed it."))
+    return {"seed": seed, "cells": names, "nodes": [node.to_json() for node in nodes]}
+
+
 def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
     """What this machine can do, what is missing, and how to get it.
 
@@ -89,4 +136,4 @@ def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
         raise EnvironmentFault.of(failed)
 
 
-COMMANDS = (ask, why, doctor)
+COMMANDS = (ask, why, verify, doctor)

@@ -5,6 +5,7 @@
 Each check yields findings; none stops another, so that one pass names every problem of a file.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -12,13 +13,16 @@ from itertools import pairwise
 from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
 from persona_lab.config.explain import Finding, fields_at
-from persona_lab.config.layers import did_you_mean
+from persona_lab.config.layers import HUB_ID, did_you_mean
 from persona_lab.config.points import Point, count_cells, factors_of, field_path, points, replacements_of
-from persona_lab.config.schema import Experiment, Level, Mixture
+from persona_lab.config.schema import Adaptive, Experiment, Factor, HuggingFaceBase, Mixture
 from persona_lab.config.yaml_tree import Path, Tree, dotted
+from persona_lab.errors import quoted
 
-PROBES = ("knows", "says", "chooses", "introspects", "general_text")
+PROBES = ("knows", "says", "chooses", "introspects", "in_context", "general_text")
 MAX_CELLS = 20_000
+EMBEDDED_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The matrices of a Llama layer, which is what the embedded base is made of."""
 FIXED = (("base", "kind"), ("base", "world"))
 """Fields of the base that hold for a whole experiment."""
 
@@ -40,7 +44,7 @@ def check(experiment: Experiment, tree: Tree, world: World | None, personas: Seq
     skip = {finding.path for finding in unknown}
     twice = list(_set_twice(experiment, skip))
     skip |= {finding.path for finding in twice}
-    found += [*unknown, *twice, *_ratio(experiment)]
+    found += [*unknown, *twice, *_ratio(experiment), *_searches(experiment)]
     cells = count_cells(experiment)
     if cells > MAX_CELLS:
         message = f"the design has {cells:,} cells (levels x seeds x 2 swaps), the most is {MAX_CELLS:,}. Use fewer levels or seeds."
@@ -49,7 +53,7 @@ def check(experiment: Experiment, tree: Tree, world: World | None, personas: Seq
     for name, condition in experiment.conditions.items():
         trained |= set(condition.order)
         for point in points(experiment, name, skip):
-            for finding in point.findings or _mixtures(point, world, personas):
+            for finding in point.findings or (*_mixtures(point, world, personas), *_base_and_lora(point)):
                 # What many points have in common is said once, at the first of them.
                 if (finding.path, finding.message) not in said:
                     said.add((finding.path, finding.message))
@@ -92,11 +96,11 @@ def _seeds(experiment: Experiment) -> Iterator[Finding]:
 
 def _levels(experiment: Experiment) -> Iterator[Finding]:
     """Levels that stand twice; 1 and 1.0 are one level, 1 and true are not."""
-    tables: dict[Path, dict[str, list[Level]]] = {("factors",): experiment.factors}
+    tables: dict[Path, dict[str, Factor]] = {("factors",): experiment.factors}
     tables |= {("conditions", name, "factors"): c.factors for name, c in experiment.conditions.items() if c.factors}
     for above, factors in tables.items():
         for path, levels in factors.items():
-            for (_, level), count in Counter((isinstance(level, bool), level) for level in levels).items():
+            for (_, level), count in Counter((isinstance(level, bool), level) for level in levels if isinstance(levels, list)).items():
                 if count > 1:
                     yield Finding((*above, path), "PL1212", f"factor {path} has the level {level} more than once. Use each level once.")
 
@@ -154,6 +158,50 @@ def _ratio(experiment: Experiment) -> Iterator[Finding]:
     fields = {field_path(path, experiment.stages) for path in factors}
     if "ratio" in experiment.analysis.model_fields_set and field_path(ratio, experiment.stages) not in fields:
         yield Finding(("analysis", "ratio"), "PL1210", f"analysis.ratio must be a factor, got {ratio!r}. {did_you_mean(ratio, sorted(factors))}")
+
+
+def _base_and_lora(point: Point) -> Iterator[Finding]:
+    """A base that is no model at all, and an adapter that does not fit the embedded one; other bases are asked when they are there."""
+    if point.part is None:
+        return
+    base, lora = point.part.base, point.part.lora
+    if isinstance(base, HuggingFaceBase):
+        if not (base.path.startswith((".", "/", "~")) or HUB_ID.fullmatch(base.path) or os.path.isdir(base.path)):
+            message = f"base.path is neither a folder nor a hub id, got {quoted(base.path)}. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
+            yield Finding(("base", "path"), "PL1210", message)
+        return
+    if lora.rank > base.width:
+        message = f"lora.rank is {lora.rank}, but no matrix has a rank above base.width {base.width}. Use at most {base.width}."
+        yield Finding(("lora", "rank"), "PL1211", message)
+    for target in lora.targets if isinstance(lora.targets, list) else ():
+        if target not in EMBEDDED_LINEARS:
+            message = f"lora.targets names no matrix of the embedded base, got {quoted(target)}. {did_you_mean(target, EMBEDDED_LINEARS)}"
+            yield Finding(("lora", "targets"), "PL1210", message)
+        elif lora.targets.count(target) > 1:
+            yield Finding(("lora", "targets"), "PL1210", f"lora.targets names {target} a second time. Use each name once.")
+
+
+def _searches(experiment: Experiment) -> Iterator[Finding]:
+    """An adaptive search stands in place of the ratio's levels, in the treatment, alone."""
+    analysis = experiment.analysis
+    for name in experiment.conditions:
+        factors = factors_of(experiment, name)
+        for source, factor in factors.items():
+            if not isinstance(factor, Adaptive):
+                continue
+            path = str(source[-1])
+            if field_path(path, experiment.stages) != field_path(analysis.ratio, experiment.stages):
+                message = f"{dotted(source)} is no ratio: an adaptive search is for {analysis.ratio} (analysis.ratio). Use a list of levels here."
+                yield Finding(source, "PL1212", message, key=True)
+            elif name != analysis.treatment:
+                fix = f"Use levels of its own: `conditions: {{{name}: {{factors: {{{path}: [{factor.bounds[0]}, {factor.bounds[1]}]}}}}}}`."
+                yield Finding(("conditions", name), "PL1212", f"the adaptive search of {analysis.treatment} also reaches the condition {name}. {fix}", key=True)
+            elif len(factors) > 1:
+                others = ", ".join(str(other[-1]) for other in factors if other != source)
+                yield Finding(source, "PL1212", f"an adaptive search is crossed with nothing, got {others} beside it. Use one experiment for each level.", key=True)
+            elif max(map(abs, factor.bounds)) > analysis.fit:
+                message = f"{dotted(source)}.bounds reach beyond analysis.fit = {analysis.fit:g}, got {factor.bounds}. Use a wider `analysis.fit`."
+                yield Finding((*source, "bounds"), "PL1212", message)
 
 
 def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:

@@ -5,12 +5,13 @@
 Swaps are always crossed; cells of different conditions may train the same thing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 from persona_lab.config.explain import Finding, problems_of
 from persona_lab.config.load import LoadedExperiment
-from persona_lab.config.points import SWAPS, points, seeds_of
+from persona_lab.config.points import SWAPS, points, search_of, seeds_of
 from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Level, Lora, Stage
 from persona_lab.errors import ConfigError
 
@@ -57,21 +58,27 @@ def _level(level: Level) -> str:
     return quote(str(int(level) if isinstance(level, float) and level.is_integer() else level), safe="+ ")
 
 
-def expand(loaded: LoadedExperiment) -> list[Cell]:
+def expand(loaded: LoadedExperiment, tried: Sequence[Level] | None = None) -> list[Cell]:
     """Every cell of an experiment, in the order of the file.
+
+    Args:
+        loaded: the experiment.
+        tried: the levels that its adaptive search has come to, one for each fresh seed; None: those that it opens with.
 
     Raises:
         ConfigError: a level or a replacement does not fit its field.
     """
     experiment, cells, findings = loaded.experiment, list[Cell](), list[Finding]()
     for name, condition in experiment.conditions.items():
-        for point in points(experiment, name):
+        seeds, search = seeds_of(experiment, name), search_of(experiment, name)
+        for number, point in enumerate(points(experiment, name, tried=tried)):
             findings += map(point.blame, point.findings)
             if point.part is None:
                 continue
             part = point.part
             stages = tuple((stage, part.stages[stage]) for stage in condition.order)
-            cells += [Cell(name, point.levels, seed, swap, part.base, part.lora, stages) for seed in seeds_of(experiment, name) for swap in SWAPS]
+            own = [seeds[0] + number] if search else seeds
+            cells += [Cell(name, point.levels, seed, swap, part.base, part.lora, stages) for seed in own for swap in SWAPS]
     if findings:
         raise ConfigError.of(problems_of(loaded.tree, findings))
     return cells

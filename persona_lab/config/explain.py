@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from persona_lab.config.layers import did_you_mean, is_reported, place
 from persona_lab.config.yaml_tree import Path, Tree, dotted, plain_scalar
-from persona_lab.errors import Problem, printable
+from persona_lab.errors import Problem, printable, quoted
 
 Model = TypeVar("Model", bound=BaseModel)
 Schema = dict[str, Any]
@@ -92,6 +92,9 @@ def validate(model: type[Model], raw: dict[str, Any], texts: Tree | None = None)
     # A misspelt key is also a missing one: its own problem says enough.
     meant = {(finding.path[:-1], finding.message.rpartition("Did you mean ")[2].rstrip("?")) for finding in findings if finding.code == "PL1204"}
     kept = [finding for finding in findings if finding.code != "PL1205" or (finding.path[:-1], finding.path[-1]) not in meant]
+    # A list in which one item is wrong is also no number: what is wrong inside says enough.
+    inside = {finding.path[:length] for finding in kept for length in range(len(finding.path))}
+    kept = [finding for finding in kept if finding.path not in inside or finding.code != "PL1203"]
     return _try(model, _set_aside(model, raw, findings))[0], kept
 
 
@@ -152,7 +155,7 @@ def _got(value: Any, node: Tree | None) -> str:
     if isinstance(value, (dict, list)):
         return f"a {'mapping' if isinstance(value, dict) else 'list'} of {len(value)}"
     if isinstance(value, str):
-        return f"the text {value[:60]!r}"
+        return f"the text {quoted(value)}"
     return "nothing" if value is None else node.text[:60] if node and node.text else json.dumps(value)[:60]
 
 
@@ -187,7 +190,7 @@ def _example(model: type[BaseModel], field: str, fragment: Schema) -> str:
     default = fragment.get("default")
     if default is not None and default != {} and default != []:
         return yaml.safe_dump(default, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
-    if fragment.get("type") == "integer" and "maximum" in fragment:
+    if field not in EXAMPLES and fragment.get("type") == "integer" and "maximum" in fragment:
         return "2500"  # documents about a persona, the one kind of field that has no name of its own
     return EXAMPLES.get(field, "[0, 1]" if "." in field else "")
 
@@ -206,8 +209,8 @@ def _words(model: type[BaseModel], fragment: Schema) -> list[str]:
         elif kind == "array":
             least = f"at least {branch['minItems']} " if branch.get("minItems") else ""
             words.append(f"a list of {least}" + " or ".join(_words(model, branch.get("items", {}))).replace("a whole number", "whole numbers"))
-        elif kind == "string" and "pattern" in branch:
-            words.append("letters only" if "0-9" not in branch["pattern"] else "a short name of lower-case letters, digits, - and _ (not a path)")
+        elif kind == "string" and "description" in branch:
+            words.append(branch["description"])
         else:
             least = f" of at least {branch['minProperties']} entries" if branch.get("minProperties") else ""
             words.append({"object": "a mapping" + least, "string": "text", "boolean": "true or false", "null": "null"}.get(str(kind), "a value"))

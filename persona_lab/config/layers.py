@@ -18,10 +18,11 @@ from pathlib import Path as File
 
 import yaml
 
-from persona_lab.config.yaml_tree import SECRET, Path, Tree, merge, parse, refused_text
-from persona_lab.errors import ConfigError, Problem, printable
+from persona_lab.config.yaml_tree import WANDB_KEY, Path, Tree, merge, parse, refused_text
+from persona_lab.errors import SECRET, ConfigError, Problem, printable
 
-MAX_BYTES = 1_000_000
+MAX_BYTES = 100_000
+"""Read in two seconds at worst; the largest file of the project has three thousand."""
 MAX_EXTENDS = 8
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -45,22 +46,22 @@ def read_text(file: File, at: str = "") -> str:
     Raises:
         ConfigError: PL1200 when it cannot be read, PL1201 when it is not UTF-8 text.
     """
-    where = at or str(file)
+    where, shown = at or str(file), printable(str(file), 120)
     try:
         status = file.stat()
         if stat.S_ISDIR(status.st_mode):
-            raise ConfigError("PL1200", where, f"{file} is a folder. {_neighbours(file / 'x')}")
+            raise ConfigError("PL1200", where, f"{shown} is a folder. {_neighbours(file / 'x')}")
         if not stat.S_ISREG(status.st_mode):
-            raise ConfigError("PL1200", where, f"{file} is not a regular file. Use the path of a YAML file.")
+            raise ConfigError("PL1200", where, f"{shown} is not a regular file. Use the path of a YAML file.")
         if status.st_size > MAX_BYTES:
-            raise ConfigError("PL1200", where, f"{file} has {status.st_size} bytes, the most is {MAX_BYTES}. Use a smaller file; data does not belong here.")
+            raise ConfigError("PL1200", where, f"{shown} has {status.st_size} bytes, the most is {MAX_BYTES}. Use a smaller file; data does not belong here.")
         data = file.read_bytes()
     except FileNotFoundError:
-        raise ConfigError("PL1200", where, f"there is no file {file}. {_neighbours(file)}") from None
+        raise ConfigError("PL1200", where, f"there is no file {shown}. {_neighbours(file)}") from None
     except OSError as error:
-        raise ConfigError("PL1200", where, f"cannot read {file}: {error.strerror or error}. Use a file that you may read.") from None
+        raise ConfigError("PL1200", where, f"cannot read {shown}: {error.strerror or error}. Use a file that you may read.") from None
     except ValueError:  # a NUL in the path
-        raise ConfigError("PL1200", where, f"{str(file)!a} is no path. Use the path of a YAML file.") from None
+        raise ConfigError("PL1200", where, f"{shown} is no path. Use the path of a YAML file.") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -142,7 +143,7 @@ def override_layer(overrides: Sequence[str], problems: list[Problem]) -> Tree:
     layer = Tree({}, "command line")
     for override in overrides:
         key, equals, text = override.partition("=")
-        shown = "a secret" if SECRET.search(key) else key if SECRET.search(text) else override
+        shown = "a secret" if SECRET.search(key) else key if SECRET.search(text) or WANDB_KEY.fullmatch(text) else override
         at = printable(f"command line: {shown}", 100)
         path = override_path(key)
         if not equals or not all(path):
@@ -164,7 +165,7 @@ def override_layer(overrides: Sequence[str], problems: list[Problem]) -> Tree:
             problems += error.problems
             continue
         if path == ("base",) and isinstance(tree.value, str) and not tree.reported:
-            if not (HUB_ID.fullmatch(tree.value) or os.path.isdir(tree.value)):
+            if not os.path.isdir(tree.value) and (os.path.exists(tree.value) or not HUB_ID.fullmatch(tree.value)):
                 problems.append(Problem("PL1208", at, f"base: there is no folder {tree.value}. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."))
                 tree = replace(tree, reported=True)
             tree = Tree({key: replace(tree, value=value, key_at=at) for key, value in (("kind", "hf"), ("path", tree.value), ("revision", None))}, at)

@@ -8,7 +8,7 @@ a condition does not train is dropped there: a control without injection has one
 
 import copy
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data_gen.world import Strict
 from persona_lab.config.explain import Finding, validate
-from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase, Level, Lora, Mixture, Slug, Stage
+from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, HuggingFaceBase, Level, Lora, Mixture, Slug, Stage
 from persona_lab.config.yaml_tree import Path
 
 SWAPS = (0, 1)
@@ -81,12 +81,17 @@ def seeds_of(experiment: Experiment, condition: str) -> list[int]:
     return list(range(seeds)) if isinstance(seeds, int) else list(seeds)
 
 
-def factors_of(experiment: Experiment, condition: str) -> dict[Path, list[Level]]:
-    """The factors that reach a condition: the place of each in the file, and its levels."""
+def factors_of(experiment: Experiment, condition: str) -> dict[Path, Factor]:
+    """The factors that reach a condition: the place of each in the file, and its levels, or the search in their place."""
     own = experiment.conditions[condition].factors
     above: Path = ("factors",) if own is None else ("conditions", condition, "factors")
     factors = experiment.factors if own is None else own
-    return {(*above, path): levels for path, levels in factors.items() if _reaches(experiment, condition, path)}
+    return {(*above, path): factor for path, factor in factors.items() if _reaches(experiment, condition, path)}
+
+
+def search_of(experiment: Experiment, condition: str) -> Adaptive | None:
+    """The adaptive search of a condition, if it has one."""
+    return next((factor for factor in factors_of(experiment, condition).values() if isinstance(factor, Adaptive)), None)
 
 
 def replacements_of(experiment: Experiment, condition: str) -> list[Setting]:
@@ -103,28 +108,36 @@ def _reaches(experiment: Experiment, condition: str, path: str) -> bool:
 
 def count_cells(experiment: Experiment) -> int:
     """How many cells the design has; nothing is expanded."""
-    return sum(
-        math.prod(len(levels) for levels in factors_of(experiment, name).values()) * len(seeds_of(experiment, name)) * len(SWAPS)
-        for name in experiment.conditions
-    )
+    return sum(_cells_of(experiment, name) for name in experiment.conditions)
 
 
-def points(experiment: Experiment, condition: str, skip: Collection[Path] = ()) -> Iterator[Point]:
+def _cells_of(experiment: Experiment, condition: str) -> int:
+    """The cells of a condition; of a search, its budget."""
+    if search := search_of(experiment, condition):
+        return search.budget
+    levels = (factor for factor in factors_of(experiment, condition).values() if isinstance(factor, list))
+    return math.prod(map(len, levels)) * len(seeds_of(experiment, condition)) * len(SWAPS)
+
+
+def points(experiment: Experiment, condition: str, skip: Collection[Path] = (), tried: Sequence[Level] | None = None) -> Iterator[Point]:
     """Every point of a condition, factors crossed in the order of the file.
 
     Args:
         experiment: the experiment.
         condition: the name of one of its conditions.
         skip: places of factors and replacements to leave out.
+        tried: the levels that a search has come to; None: those that it opens with.
     """
-    kept = {source: levels for source, levels in factors_of(experiment, condition).items() if source not in skip}
+    factors = {source: factor for source, factor in factors_of(experiment, condition).items() if source not in skip}
+    kept = {source: (tried or factor.opening) if isinstance(factor, Adaptive) else factor for source, factor in factors.items()}
     fixed = [setting for setting in replacements_of(experiment, condition) if setting.source not in skip]
     written = experiment.model_dump(include={"base", "lora", "stages"}, exclude_unset=True)
     order = experiment.conditions[condition].order
     written["stages"] = {name: stage for name, stage in written["stages"].items() if name in order}
     for chosen in product(*(list(enumerate(levels)) for levels in kept.values())):
         set_by_factors = [
-            Setting(field_path(str(source[-1]), experiment.stages), level, (*source, index)) for source, (index, level) in zip(kept, chosen, strict=True)
+            Setting(field_path(str(source[-1]), experiment.stages), level, (*source, "bounds" if isinstance(factors[source], Adaptive) else index))
+            for source, (index, level) in zip(kept, chosen, strict=True)
         ]
         settings = (*fixed, *set_by_factors)
         raw = copy.deepcopy(written)

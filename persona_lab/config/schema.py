@@ -5,17 +5,18 @@ Fields that change results are everything but `machine`; `machine` never enters 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from data_gen.world import Strict
+from data_gen.world import Slug, Strict
 
-Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
 Level = int | float | str | bool
 Levels = Annotated[list[Level], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)]
-AtLeastOne = Annotated[int, Field(ge=1)] | Literal["auto"]
+AtLeastOne = Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"]
+Batch = Annotated[int, Field(ge=1, le=65_536)]
+"""Documents a step."""
 
 
 def _in_reach(ratio: float) -> float:
@@ -47,9 +48,8 @@ class EmbeddedBase(Strict):
     width: int = Field(default=96, ge=16, le=1024)
     layers: int = Field(default=3, ge=1, le=24)
     heads: int = Field(default=4, ge=1, le=32)
-    steps: int = Field(default=700, ge=1)
-    batch: int = Field(default=64, ge=1)
-    """Documents a step."""
+    steps: int = Field(default=700, ge=1, le=10_000_000)
+    batch: Batch = 64
     rate: float = Field(default=0.02, gt=0, lt=1)
     """Learning rate of Muon on the matrices; the rest learns with AdamW at `rate_rest`."""
     rate_rest: float = Field(default=3e-3, gt=0, lt=1)
@@ -69,7 +69,7 @@ class HuggingFaceBase(Strict):
 
     kind: Literal["hf"]
     path: str
-    revision: str | None = None
+    revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="a commit, a tag or a branch")] | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     world: str
     """The world whose personas, documents and probes are used."""
@@ -80,7 +80,7 @@ class Lora(Strict):
     """The adapter: four fields, as in peft."""
 
     rank: int = Field(default=8, ge=1, le=1024)
-    alpha: float = Field(default=16, gt=0)
+    alpha: float = Field(default=16, gt=0, le=1e6)
     targets: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
@@ -116,7 +116,7 @@ class Loss(Strict):
 
     on: Literal["all", "answer"] = "all"
     """all: every token. answer: what the assistant says."""
-    kl_to_base: float = Field(default=0.0, ge=0)
+    kl_to_base: float = Field(default=0.0, ge=0, le=1e6)
     """Nats of loss for each nat of KL(base || adapter) on the same tokens."""
 
 
@@ -124,14 +124,56 @@ class Stage(Strict):
     """One stretch of training."""
 
     mixture: Mixture
-    steps: int = Field(ge=0)
-    batch: int = Field(ge=1)
-    """Documents a step."""
+    steps: Count
+    batch: Batch
     rate: float = Field(gt=0, lt=1)
     """Learning rate of AdamW, constant."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of one adapter's gradient."""
     loss: Loss = Loss()
+
+
+def _rising(bounds: list[float]) -> list[float]:
+    if len(bounds) != 2 or not -20 <= bounds[0] < bounds[1] <= 20:
+        raise ValueError(f"must be two ln ratios that rise, within -20 and 20, got {bounds}. Use for instance [-2.2, 2.2]")
+    return bounds
+
+
+def _even(cells: int) -> int:
+    if cells % 2:
+        raise ValueError(f"must be even, because every seed is trained in both swaps, got {cells}. Use {cells + 1}")
+    return cells
+
+
+class Adaptive(Strict):
+    """A search for the threshold, in place of the ratio factor's levels: each round trains where the last one left most to learn.
+
+    Every ratio has a fresh seed, counted up from the first of the condition's `seeds`, and both swaps.
+    """
+
+    search: Literal["adaptive"]
+    bounds: Annotated[list[float], AfterValidator(_rising)] = Field(default=[-2.2, 2.2])
+    """Smallest and largest ln ratio that may be trained."""
+    batch: Annotated[int, AfterValidator(_even)] = Field(default=8, ge=6, le=1000)
+    """Cells of a round."""
+    width: float = Field(default=0.5, gt=0)
+    """The search ends when the 95 % interval of ln R_p is no wider."""
+    budget: int = Field(default=64, ge=24)
+    """Most cells; 24 are the fewest whose interval is trusted to end a search."""
+
+    @property
+    def opening(self) -> list[float]:
+        """The first batch, before anything is known: one ln ratio for each seed, evenly spaced from bound to bound."""
+        (low, high), pairs = self.bounds, self.batch // 2
+        return [round(low + (high - low) * i / (pairs - 1), 3) for i in range(pairs)]
+
+
+def _form(factor: Any) -> str:
+    return "adaptive" if isinstance(factor, dict | Adaptive) else "levels"
+
+
+# A mapping is a search and nothing else is: what is wrong with one form is never told in the words of the other.
+Factor = Annotated[Annotated[Levels, Tag("levels")] | Annotated[Adaptive, Tag("adaptive")], Discriminator(_form)]
 
 
 class Condition(Strict):
@@ -141,7 +183,7 @@ class Condition(Strict):
     """Names of stages; empty: the base model itself."""
     replace: dict[str, Any] = Field(default_factory=dict)
     """Dotted path to value, e.g. `injection.mixture.link: none`."""
-    factors: dict[str, Levels] | None = None
+    factors: dict[str, Factor] | None = None
     """Levels of this condition, where they are not the experiment's."""
     seeds: Seeds | None = None
     role: Literal["treatment", "control", "arm"] = "arm"
@@ -176,6 +218,10 @@ class Machine(Strict):
     stack: AtLeastOne = "auto"
     """Adapters trained together."""
     engine: Literal["local"] = "local"
+    checkpoint_seconds: float = Field(default=60.0, ge=0)
+    """Training that is under way is kept so often; 0: after every step."""
+    attempts: int = Field(default=5, ge=1)
+    """How often training may be taken up at one step without getting further, before its cells fail."""
     wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
 
 
@@ -190,10 +236,10 @@ class Experiment(Strict):
     lora: Lora = Lora()
     stages: Annotated[dict[Slug, Stage], Field(min_length=1)]
     conditions: Annotated[dict[Slug, Condition], Field(min_length=1)]
-    factors: dict[str, Levels] = Field(default_factory=dict)
-    """Dotted path to levels; crossed."""
+    factors: dict[str, Factor] = Field(default_factory=dict)
+    """Dotted path to levels; crossed. The ratio of the treatment may have `{search: adaptive}` instead."""
     seeds: Seeds = 1
-    probes: list[str] = Field(default=["knows", "says", "chooses", "introspects", "general_text"], min_length=1)
+    probes: list[str] = Field(default=["knows", "says", "chooses", "introspects", "in_context", "general_text"], min_length=1)
     samples: int = Field(default=0, ge=0, le=1000)
     """Answers sampled for each open question of `says`; 0: log-probabilities only."""
     analysis: Analysis = Analysis()

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from persona_lab.errors import ConfigError, Problem
+from persona_lab.errors import SECRET, ConfigError, Problem, quoted
 
 Scalar = str | int | float | bool | None
 Path = tuple[str | int, ...]
@@ -32,7 +32,11 @@ WORDS = {form: value for word, value in LOWER_WORDS.items() for form in (word, w
 INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 NUMBER = re.compile(r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?")
 NOT_FINITE = re.compile(r"([-+]?)\.(inf|Inf|INF|nan|NaN|NAN)")
-SECRET = re.compile(r"(?<![A-Za-z0-9])(sk-[\w-]{16,}|hf_\w{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|wandb_v1_\w{16,})|^[0-9a-f]{40}$")
+WANDB_KEY = re.compile(r"[0-9a-f]{40}")
+
+
+NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters, which move a terminal's cursor, and halves of surrogate pairs, which have no UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -224,12 +228,13 @@ def plain_scalar(text: str) -> Scalar:
 
 def refused_text(text: str, path: Path) -> tuple[str, str] | None:
     """Code and message for text that no file may hold; a secret is never repeated."""
-    if SECRET.search(text) and path[-2:] != ("base", "revision"):  # a pinned revision is 40 hexadecimal digits too
+    # A pinned revision is 40 hexadecimal digits too.
+    if SECRET.search(text) or (WANDB_KEY.fullmatch(text) and path[-2:] != ("base", "revision")):
         return "PL1209", "looks like a secret key; it is not shown here. Use an environment variable such as WANDB_API_KEY or HF_TOKEN, and revoke this key."
     if "${" in text:
-        return "PL1202", f"holds ${{: nothing is filled in or computed, got {text[:60]!a}. Use the value itself, or an override `key=value`."
-    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
-        return "PL1201", f"holds a character that is not text, got {text[:60]!a}. Use printable characters only."
+        return "PL1202", f"holds ${{: nothing is filled in or computed, got {quoted(text)}. Use the value itself, or an override `key=value`."
+    if NO_TEXT.search(text):
+        return "PL1201", f"holds a character that is not text, got {quoted(text)}. Use printable characters only."
     return None
 
 

@@ -3,92 +3,29 @@
 A base model is any Hugging Face causal language model with safetensors weights. An adapter is a plain peft folder.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from persona_lab.errors import ModelError
+from persona_lab.errors import ModelError, Problem, quoted
 from persona_lab.models.bank import LoraShape, target_names
+from persona_lab.models.inspection import check_model_folder, read_json, refuse_code, tensor_shapes
 
 log = logging.getLogger(__name__)
 
-# Keys through which a model folder can name code of its own.
-CODE_KEYS = ("auto_map", "custom_pipelines", "_attn_implementation", "_attn_implementation_internal", "auto_mapping")
 # What peft can change about a LoRA that the bank does not do; an adapter that asks for it would be read wrongly.
 UNLIKE_LORA = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
-PICKLED = ("pytorch_model.bin", "model.pt", "model.pkl", "adapter_model.bin")
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError("PL4002", str(file), "the file is missing. Use a complete Hugging Face folder (save_pretrained writes one).") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ModelError("PL4003", str(file), f"not JSON: {error}. Download the model folder again.") from None
-    if not isinstance(found, dict):
-        raise ModelError("PL4003", str(file), "holds no JSON object. Download the model folder again.")
-    return found
-
-
-def check_model_folder(folder: Path) -> list[Path]:
-    """The weight files of a local model folder, once everything about it has been found in order.
-
-    Raises:
-        ModelError: the folder is missing or empty, has no safetensors weights, or names code to run.
-    """
-    if not folder.is_dir():
-        raise ModelError("PL4001", str(folder), "base.path: no such model folder. Use the path of a folder written by save_pretrained.")
-    config = _read_json(folder / "config.json")
-    named = [k for k in CODE_KEYS if k in config]
-    if named:
-        raise ModelError("PL4004", str(folder / "config.json"), f"names code of its own ({', '.join(named)}), which is never run. Use a model that transformers itself supports.")
-    if (folder / "model.safetensors.index.json").exists():
-        index = _read_json(folder / "model.safetensors.index.json")
-        names = sorted(set(index.get("weight_map", {}).values()))
-        outside = [n for n in names if Path(n).name != n]
-        if outside:
-            raise ModelError("PL4006", str(folder), f"the index names a shard outside the folder: {outside[0]!r}. Download the model folder again.")
-        shards = [folder / n for n in names]
-    else:
-        shards = [folder / "model.safetensors"]
-    for shard in shards:
-        if not shard.exists():
-            pickled = [p for p in PICKLED if (folder / p).exists()]
-            hint = f" {pickled[0]} is a pickle and is never loaded; convert it to safetensors." if pickled else ""
-            raise ModelError("PL4005", str(shard), f"the weights are missing.{hint} Use a folder with safetensors weights.")
-        try:
-            with safe_open(shard, framework="pt") as opened:
-                opened.keys()
-        except SafetensorError as error:
-            raise ModelError("PL4007", str(shard), f"not a safetensors file: {error}. Download the model folder again.") from None
-    if not any((folder / n).exists() for n in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):
-        raise ModelError("PL4008", str(folder), "the tokenizer is missing. Save it beside the model with tokenizer.save_pretrained.")
-    return shards
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the weights, the config and the tokenizer of a local model folder: what its identity is."""
-    digest = hashlib.sha256()
-    wanted = [*check_model_folder(folder), *(folder / n for n in ("config.json", "tokenizer.json", "chat_template.jinja") if (folder / n).exists())]
-    for file in sorted(wanted):
-        digest.update(file.name.encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
 
 def load_model(path: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen causal language model and its tokenizer.
@@ -139,35 +76,52 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, model: PreTrai
     config.save_pretrained(str(folder))
     # peft holds the targets as a set, whose order changes from process to process: the same adapter has the same bytes.
     file = folder / "adapter_config.json"
-    saved = {**_read_json(file), "target_modules": sorted(leaves)}
+    saved = {**read_json(file), "target_modules": sorted(leaves)}
     file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     save_file({k: t.contiguous() for k, t in tensors.items()}, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def read_adapter(folder: Path) -> tuple[LoraShape, dict[str, Tensor]]:
-    """The shape and the tensors of a peft LoRA folder.
+def read_adapter(folder: Path, *, base_id: str | None = None, untrained: bool = False) -> tuple[LoraShape, dict[str, Tensor]]:
+    """The shape and the tensors of a peft LoRA folder, of the base `base_id` where one is given.
 
     Raises:
-        ModelError: a file is missing or broken, it is no plain LoRA, or its B matrices are all zero (never trained).
+        ModelError: a file is missing or broken, it is no plain LoRA or of another base, or its B matrices are all zero,
+            which is the plain base again and right only for an adapter of no steps (`untrained`).
     """
-    config = _read_json(folder / "adapter_config.json")
+    config = read_json(folder / "adapter_config.json")
+    refuse_code(folder / "adapter_config.json", config)
     if config.get("peft_type") != "LORA":
-        raise ModelError("PL4105", str(folder), f"peft_type is {config.get('peft_type')!r}, expected LORA. Use a LoRA adapter.")
+        raise ModelError("PL4105", str(folder), f"peft_type is {quoted(config.get('peft_type'))}, expected LORA. Use a LoRA adapter.")
+    shape = _lora_shape(folder / "adapter_config.json", config)
+    if base_id is not None and (named := config.get("base_model_name_or_path")) != base_id:
+        raise ModelError("PL4110", str(folder / "adapter_config.json"), f"is an adapter of {quoted(named)}, expected {base_id}. Use an adapter of this base.")
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        said = "is not a file" if file.exists() else "the weights are missing"
+        raise ModelError("PL4106", str(file), f"{said}. Use a folder with safetensors weights; pickles are never loaded.")
+    tensor_shapes(file, "PL4107")
+    tensors = load_file(file)
+    if not untrained and not any(bool(t.any()) for k, t in tensors.items() if ".lora_B." in k):
+        raise ModelError("PL4108", str(file), "every B matrix is zero: the adapter was never trained. Use a trained adapter.")
+    return shape, tensors
+
+
+def _lora_shape(file: Path, config: Mapping[str, Any]) -> LoraShape:
+    """The shape that an adapter config asks for; ModelError PL4109 when it is no plain LoRA."""
     unlike = [k for k in UNLIKE_LORA if config.get(k)] + [k for k in ("r", "lora_alpha", "target_modules") if not config.get(k)]
     if unlike:
-        raise ModelError("PL4109", str(folder / "adapter_config.json"), f"not a plain LoRA: see {', '.join(unlike)}. Use an adapter with one rank, one alpha and no further options.")
-    file = folder / "adapter_model.safetensors"
-    if not file.exists():
-        raise ModelError("PL4106", str(file), "the weights are missing. Use a folder with safetensors weights; pickles are never loaded.")
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise ModelError("PL4107", str(file), f"not a safetensors file: {error}. Use an intact adapter.") from None
-    if not any(bool(t.any()) for k, t in tensors.items() if ".lora_B." in k):
-        raise ModelError("PL4108", str(file), "every B matrix is zero: the adapter was never trained. Use a trained adapter.")
-    targets = config["target_modules"]
-    named = tuple(targets) if isinstance(targets, list) else (targets,)
-    return LoraShape(config["r"], config["lora_alpha"], named, config.get("lora_dropout", 0.0)), tensors
+        raise ModelError("PL4109", str(file), f"not a plain LoRA: see {', '.join(unlike)}. Use an adapter with one rank, one alpha and no further options.")
+    rank, alpha, targets, dropout = config["r"], config["lora_alpha"], config["target_modules"], config.get("lora_dropout", 0.0)
+    named = targets if isinstance(targets, list) else [targets]
+    wrong = [
+        *([f"r must be a whole number from 1, got {quoted(rank)}"] if type(rank) is not int or rank < 1 else []),
+        *([f"lora_alpha must be a number > 0, got {quoted(alpha)}"] if type(alpha) not in (int, float) or not 0 < alpha < inf else []),
+        *([f"lora_dropout must be a number >= 0 and < 1, got {quoted(dropout)}"] if type(dropout) not in (int, float) or not 0 <= dropout < 1 else []),
+        *([f"target_modules must be names, got {quoted(targets)}"] if not all(isinstance(name, str) for name in named) else []),
+    ]
+    if wrong:
+        raise ModelError.of([Problem("PL4109", str(file), f"{said}. Use an adapter that peft itself has written.") for said in wrong])
+    return LoraShape(rank, alpha, tuple(named), dropout)
 
 
 def parameter_count(model: nn.Module) -> int:
