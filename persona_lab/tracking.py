@@ -202,8 +202,8 @@ def open_tracker(
             project=project,
             dir=str(root),
             id=run_id(node, job_type),
-            name=name,
-            group=experiment,
+            name=label(name),
+            group=label(experiment),
             job_type=job_type,
             config=dict(config or {}),
             mode="online" if tracker.mode == "online" else "offline",
@@ -229,6 +229,11 @@ def run_id(node: str, job_type: JobType) -> str:
 def slug(text: str) -> str:
     """The text with letters, digits, dots, dashes and underscores only, at most 120 of them."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:120] or "unnamed"
+
+
+def label(text: str) -> str:
+    """The text without what a page or a terminal could take for more than text, at most 120 characters: a run's name at wandb."""
+    return re.sub(r"[^A-Za-z0-9 ._/=+:,-]+", "-", text)[:120] or "unnamed"
 
 
 def chosen_mode(mode: Mode) -> Mode:

@@ -6,25 +6,30 @@ import os
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from data_gen.personas import Persona
 from data_gen.world import World
 from persona_lab.config import LoadedExperiment, expand, load_experiment
-from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase
+from persona_lab.config.points import search_of
+from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, HuggingFaceBase, Level
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.design import Node, canonical_json
-from persona_lab.errors import ConfigError
+from persona_lab.errors import ConfigError, CorpusError
 from persona_lab.experiment.recipes import PlannedCell, Recipes, base_node, trajectory
+from persona_lab.models.inspection import folder_digest
 from persona_lab.store.files import make_folder, read_json, write_text
 from persona_lab.store.nodes import Store
 
 RUNS = Path("runs")
+DECISION = "decision.json"
+"""Payload of a round: the ratios that come next, and why."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,16 @@ class Plan:
     cells: tuple[PlannedCell, ...]
     base: Node
     runs: Path
+    opening: tuple[PlannedCell, ...]
+    """The cells that are planned before anything is scored: all of them, unless a search has gone on."""
+    rounds: tuple[Node, ...] = ()
+    """Of an adaptive search: the rounds that were decided, then the next one."""
 
     @cached_property
     def id(self) -> str:
-        """Eight hexadecimal digits over everything but `machine`, and over every score that it needs."""
+        """Eight hexadecimal digits over everything but `machine`, and over every score that it needs from the first."""
         content = json.dumps({k: v for k, v in self.resolved.items() if k != "machine"}, sort_keys=True)
-        nodes = [node.id for planned in self.cells for _, node in planned.scores]
+        nodes = [node.id for planned in self.opening for _, node in planned.scores]
         return hashlib.sha256("\n".join([content, *nodes]).encode()).hexdigest()[:8]
 
     @property
@@ -49,13 +58,24 @@ class Plan:
         return self.loaded.experiment.model_dump()
 
     @property
+    def search(self) -> Adaptive | None:
+        """The adaptive search of the treatment, if it has one."""
+        return search_of(self.loaded.experiment, self.loaded.experiment.analysis.treatment)
+
+    @property
+    def searched(self) -> list[PlannedCell]:
+        """The cells of the adaptive search, in the order in which they were chosen."""
+        treatment = self.loaded.experiment.analysis.treatment
+        return [planned for planned in self.cells if planned.cell.condition == treatment] if self.search else []
+
+    @property
     def folder(self) -> Path:
         """`runs/<name>-<id8>`."""
         return self.runs / f"{self.loaded.experiment.name}-{self.id}"
 
-    @property
+    @cached_property
     def store(self) -> Store:
-        """The store that all runs share."""
+        """The store that all runs share; what one part of a run has verified no other part reads again."""
         return Store(self.runs / "store")
 
     @cached_property
@@ -66,7 +86,7 @@ class Plan:
             for _, node in (*planned.stages, *planned.scores):
                 for earlier in (*node.ancestors(), node):
                     found.setdefault(earlier.id, earlier)
-        return tuple(found.values())
+        return (*found.values(), *self.rounds)
 
     @cached_property
     def siblings(self) -> dict[str, list[Node]]:
@@ -103,6 +123,7 @@ class Plan:
             "conditions": dict(Counter(p.cell.condition for p in self.cells)),
             "nodes": {kind: {"planned": n, "done": have[kind]} for kind, n in need.items()},
             **self.tokens(),
+            **({"search": {"cells": len(self.searched), "budget": self.search.budget, "rounds_decided": have["round"]}} if self.search else {}),
         }
 
     def write(self) -> None:
@@ -111,8 +132,8 @@ class Plan:
         content = json.loads(json.dumps({k: v for k, v in self.resolved.items() if k != "machine"}))
         file = self.folder / "config.json"
         if file.exists() and read_json_loose(file) != content:
-            changed = [k for k in content if read_json_loose(file).get(k) != content[k]]
-            raise ConfigError("PL1290", str(file), f"the run's config was changed since: {', '.join(changed)}. Give the experiment another name.")
+            changed = ", ".join(differences(read_json_loose(file), content))
+            raise ConfigError("PL1290", str(file), f"the run's config was changed since: {changed}. Restore it, or give the experiment another name.")
         write_text(self.folder / "config.yaml", yaml.safe_dump(self._as_file(), sort_keys=False, allow_unicode=True))
         write_text(file, json.dumps(content, indent=1))
         written = {
@@ -141,8 +162,19 @@ class Plan:
 
 
 def read_json_loose(file: Path) -> dict[str, Any]:
-    """A config as written by `Plan.write`: pure ends may stand in it as Infinity."""
-    return json.loads(file.read_text(encoding="utf-8"))
+    """A config as written by `Plan.write`: pure ends may stand in it as Infinity. CorpusError."""
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CorpusError("PL3502", str(file), f"is not JSON: {error}. Mend the file, or run the experiment again.") from None
+
+
+def differences(found: Any, expected: Any, path: str = "") -> list[str]:
+    """Dotted paths of the fields in which two JSON values differ."""
+    if not (isinstance(found, dict) and isinstance(expected, dict)):
+        return [] if found == expected else [path]
+    keys = dict.fromkeys([*expected, *found])
+    return [p for k in keys for p in differences(found.get(k), expected.get(k), f"{path}.{k}" if path else k)]
 
 
 def _cell_json(planned: PlannedCell) -> dict[str, Any]:
@@ -170,33 +202,73 @@ def open_plan(folder: Path) -> Plan:
     Raises:
         ConfigError: the folder was written by a version of the lab that made other nodes.
     """
-    written = read_json(folder / "plan.json")
-    raw = read_json_loose(folder / "config.json")
-    personas = tuple(Persona.model_validate(persona) for persona in written["personas"])
-    tree = Tree({}, str(folder / "config.json"))
-    loaded = LoadedExperiment(Experiment.model_validate(raw), raw, World.model_validate(written["world"]), personas, Path(written["source"]), tree)
-    plan = _plan_of(loaded, folder.parent, written["files"])
+    loaded, files = _written(folder)
+    plan = _plan_of(loaded, folder.parent, files)
     if plan.folder.name != folder.name:
-        fix = f"Run {written['source']} again, or use the version that made it."
+        fix = f"Run {loaded.file} again, or use the version that made it."
         raise ConfigError("PL1292", str(folder), f"this version of the lab would call this run {plan.folder.name}: its recipes were changed since. {fix}")
     return plan
+
+
+def _written(folder: Path) -> tuple[LoadedExperiment, str | None]:
+    """What a run's folder says of its experiment, and the digest of its model folder.
+
+    Raises:
+        CorpusError: a file is no JSON.
+        ConfigError: PL1292, a file says something else than a run writes.
+    """
+    file = folder / "plan.json"
+    try:
+        written = read_json(file)
+        personas = tuple(Persona.model_validate(persona) for persona in written["personas"])
+        world, source, files = World.model_validate(written["world"]), Path(written["source"]), written["files"]
+        file = folder / "config.json"
+        raw = read_json_loose(file)
+        return LoadedExperiment(Experiment.model_validate(raw), raw, world, personas, source, Tree({}, str(file))), files
+    except (ValidationError, KeyError, TypeError) as error:
+        said = str(error).splitlines()[0]
+        raise ConfigError("PL1292", str(file), f"is not what a run writes ({said}). Run the experiment again: what is in the store is kept.") from None
 
 
 def _files(base: EmbeddedBase | HuggingFaceBase) -> str | None:
     """The digest of a local model folder; None for a model that is pretrained here or comes from the hub."""
     if isinstance(base, EmbeddedBase) or not (Path(base.path).exists() or base.path.startswith((".", "/", "~"))):
         return None
-    from persona_lab.models.folders import folder_digest
-
     return folder_digest(Path(base.path))
 
 
 def _plan_of(loaded: LoadedExperiment, runs: Path, files: str | None) -> Plan:
-    experiment, cells = loaded.experiment, expand(loaded)
+    cells = _planned(loaded, files)
+    plan = Plan(loaded, cells, cells[0].scores[0][1].inputs["base"], runs, cells)
+    return follow(replace(plan, rounds=(_next_round(plan),))) if plan.search else plan
+
+
+def _planned(loaded: LoadedExperiment, files: str | None, tried: Sequence[Level] | None = None) -> tuple[PlannedCell, ...]:
+    """The cells of an experiment with their nodes; `tried` as in `expand`."""
+    experiment, cells = loaded.experiment, expand(loaded, tried)
     bases = {canonical_json(c.base.model_dump()): c.base for c in cells}
     recipes = {
         key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, files), tuple(experiment.probes), experiment.samples)
         for key, base in bases.items()
     }
-    planned = tuple(recipes[canonical_json(c.base.model_dump())].plan(c) for c in cells)
-    return Plan(loaded, planned, planned[0].scores[0][1].inputs["base"], runs)
+    return tuple(recipes[canonical_json(c.base.model_dump())].plan(c) for c in cells)
+
+
+def _next_round(plan: Plan) -> Node:
+    """The decision that follows once every cell of the search so far is scored, or has failed."""
+    assert plan.search
+    analysis = plan.loaded.experiment.analysis
+    fields = {"search": plan.search.model_dump(), "threshold": analysis.threshold, "channel": analysis.channel}
+    return Node("round", fields, {planned.cell.name: planned.scores[-1][1] for planned in plan.searched})
+
+
+def follow(plan: Plan) -> Plan:
+    """The plan with the cells of every round of its search that was decided since; the same plan when none was."""
+    while plan.rounds and plan.store.has(plan.rounds[-1]):
+        chosen = read_json(plan.store.open(plan.rounds[-1]) / DECISION)["ratios"]
+        if not chosen:
+            break
+        tried = [next(iter(planned.cell.point.values())) for planned in plan.searched if planned.cell.swap == 0]
+        grown = replace(plan, cells=_planned(plan.loaded, plan.base.fields.get("files"), [*tried, *chosen]))
+        plan = replace(grown, rounds=(*plan.rounds, _next_round(grown)))
+    return plan

@@ -4,24 +4,25 @@
     open_run("runs/quickstart").table()    ->   the tidy table
 """
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab.config.layers import did_you_mean
-from persona_lab.errors import ConfigError
+from persona_lab.errors import ConfigError, CorpusError
 from persona_lab.experiment.plan import RUNS
+from persona_lab.store.files import read_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PLAN = "plan.json"
+PLAN, RESULTS, CLAIMS, REPORT = "plan.json", "results.parquet", "claims.json", "report.html"
 
 
 def is_run(folder: Path) -> bool:
     """Whether a run was written here."""
-    return (folder / PLAN).is_file()
+    return os.path.isfile(folder / PLAN)  # False, too, for what cannot be a path
 
 
 def all_runs(runs: Path) -> list[Path]:
@@ -55,18 +56,28 @@ class Run:
 
         Raises:
             ConfigError: the run has no results yet.
+            CorpusError: they are no parquet table.
         """
         import pandas as pd
 
-        return pd.read_parquet(self._file("results.parquet"))
+        file = self._file(RESULTS)
+        try:
+            return pd.read_parquet(file)
+        except (ValueError, OSError) as error:  # pyarrow's ArrowInvalid is a ValueError
+            raise CorpusError("PL3503", str(file), f"is no parquet table ({error}). Use `persona-lab report` to make it again from the store.") from None
 
     def claims(self) -> list[dict[str, Any]]:
-        """What the report states: `{id, text, value, interval, unit, verdict, recipe}`.
+        """What the report states: `{id, text, value, interval, unit, verdict, recipe}`; the file names lists of nodes, and holds each once.
 
         Raises:
-            ConfigError: the run has no results yet.
+            ConfigError: the run has no results yet, or the file is not what `report` writes.
         """
-        return json.loads(self._file("claims.json").read_text(encoding="utf-8"))
+        file = self._file(CLAIMS)
+        stored = read_json(file)
+        try:
+            return [{**claim, "recipe": {**claim["recipe"], "node_ids": stored["node_sets"][claim["recipe"]["node_ids"]]}} for claim in stored["claims"]]
+        except (KeyError, TypeError) as error:
+            raise ConfigError("PL1293", str(file), "is not what this version of the lab writes. Use `persona-lab report` to write it anew.") from error
 
     def _file(self, name: str) -> Path:
         file = self.folder / name

@@ -1,23 +1,25 @@
 """The verb `report`: everything in a run's folder but its config, rebuilt from the store alone. No torch."""
 
 import importlib.metadata
-import json
+import math
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from data_gen.corpus import read_corpus
 from data_gen.personas import shared_categories
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.corpora import CORPUS
 from persona_lab.experiment.plan import Plan
+from persona_lab.experiment.runs import CLAIMS, REPORT, RESULTS
+from persona_lab.experiment.status import reasons
 from persona_lab.experiment.table import accounting, tidy_table
 from persona_lab.report import build_report, figures
+from persona_lab.science.adaptive import Search
+from persona_lab.science.claims import Claim
 from persona_lab.science.effects import Settings
 from persona_lab.science.summary import Summary, summarise
 from persona_lab.store.files import read_json, read_jsonl, write_json, write_text
@@ -55,7 +57,16 @@ def settings_of(plan: Plan) -> Settings:
         bound_recall=analysis.bound_recall,
         orders={name: tuple(c.order) for name, c in experiment.conditions.items()},
         taught=taught,
+        search=search_of(plan),
     )
+
+
+def search_of(plan: Plan) -> Search | None:
+    """The plan's adaptive search in the terms of the analysis."""
+    if plan.search is None:
+        return None
+    (low, high), p = plan.search.bounds, plan.loaded.experiment.analysis.threshold
+    return Search(math.log(p / (1 - p)), low, high, plan.search.batch, plan.search.width, plan.search.budget)
 
 
 def show(plan: Plan) -> Shown:
@@ -66,15 +77,31 @@ def show(plan: Plan) -> Shown:
     """
     if not any(plan.store.has(node) for p in plan.cells for _, node in p.scores):
         raise CheckFailed("PL1103", str(plan.folder), "no cell has scores yet. Use `persona-lab run` first.")
-    table = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name)
-    table.to_parquet(plan.folder / "results.parquet", index=False)
+    table = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name, reasons(plan))
+    table.to_parquet(plan.folder / RESULTS, index=False)
     summary = summarise(table, settings_of(plan))
     counts = accounting(plan.cells, plan.store, table)
     figures.save(summary, plan.folder / "figures")
-    write_json(plan.folder / "claims.json", [claim.to_json() for claim in summary.claims])
-    page = build_report(summary, provenance(plan), documents(plan), completions(plan), {**plan.describe(), **counts, "gates": gates(plan)})
-    write_text(plan.folder / "report.html", page)
-    return Shown(plan.folder / "report.html", summary, counts)
+    write_json(plan.folder / CLAIMS, grouped(summary.claims))
+    write_text(plan.folder / REPORT, page(plan, summary, counts))
+    return Shown(plan.folder / REPORT, summary, counts)
+
+
+def page(plan: Plan, summary: Summary, counts: Mapping[str, int]) -> str:
+    """The report as HTML."""
+    # A run is known by its name: where it lies says who works on it.
+    planned = {**plan.describe(), "run": plan.folder.name, **counts, "gates": gates(plan)}
+    return build_report(summary, provenance(plan), documents(plan), completions(plan), planned)
+
+
+def grouped(claims: Sequence[Claim]) -> dict[str, Any]:
+    """The claims as they are stored: each list of nodes stands once, under `node_sets`, and recipes name it; see `Run.claims`."""
+    names: dict[tuple[str, ...], str] = {}
+    stored = [claim.to_json() for claim in claims]
+    for claim in stored:
+        nodes = tuple(claim["recipe"]["node_ids"])
+        claim["recipe"] = {**claim["recipe"], "node_ids": names.setdefault(nodes, f"set{len(names)}")}
+    return {"claims": stored, "node_sets": {name: list(nodes) for nodes, name in names.items()}}
 
 
 def gates(plan: Plan) -> Mapping[str, Any]:
@@ -141,13 +168,3 @@ def completions(plan: Plan) -> list[dict[str, str]]:
             if row["item"] in before
         ]
     return []
-
-
-def stored_table(folder: Path) -> pd.DataFrame:
-    """The tidy table as a run's folder holds it."""
-    return pd.read_parquet(folder / "results.parquet")
-
-
-def stored_claims(folder: Path) -> list[dict[str, Any]]:
-    """The claims as a run's folder holds them."""
-    return json.loads((folder / "claims.json").read_text(encoding="utf-8"))

@@ -21,6 +21,8 @@ SILENCE_SECONDS = 120.0
 
 def status(plan: Plan) -> dict[str, Any]:
     """Counts by kind, why cells failed, and the time and space that is left."""
+    # First, because it reads every manifest, and what was read need not be looked for again.
+    left = estimate(plan)
     kinds: dict[str, dict[str, int]] = {}
     for node in plan.nodes:
         counts = kinds.setdefault(node.kind, {"planned": 0, "done": 0, "running": 0, "missing": 0})
@@ -32,7 +34,7 @@ def status(plan: Plan) -> dict[str, Any]:
         "cells": {"planned": len(plan.cells), "done": sum(all(plan.store.has(n) for _, n in p.scores) for p in plan.cells)},
         "kinds": kinds,
         "failed": failures(plan.folder),
-        "left": estimate(plan),
+        "left": left,
         "report": str(report) if report.is_file() else None,
     }
 
@@ -51,12 +53,17 @@ def failures(folder: Path) -> dict[str, str]:
     return read_json(file) if file.is_file() else {}
 
 
+def reasons(plan: Plan) -> dict[str, str]:
+    """Node id of missing scores to why they failed."""
+    why = failures(plan.folder)
+    return {node_id: why[name] for node_id, name in plan.names.items() if name in why}
+
+
 def estimate(plan: Plan) -> dict[str, Any]:
     """Seconds of one worker and bytes that the missing nodes will take; None where nothing like them was measured yet.
 
     The rate of a kind is what its nodes in the store took, a document (a score, for scores), on the same base.
     """
-    missing = [node for node in plan.nodes if not plan.store.has(node)]
     spent: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0, 0.0])
     for kind, node_id, manifest in plan.store.nodes():
         recipe, notes = manifest["recipe"], manifest["notes"]
@@ -65,8 +72,11 @@ def estimate(plan: Plan) -> dict[str, Any]:
             of = spent[kind, _like(kind, recipe["fields"], recipe["inputs"].get("base", node_id))]
             for i, amount in enumerate((notes["seconds"], units, plan.store.payload_bytes(manifest), 1)):
                 of[i] += amount
+    missing = [node for node in plan.nodes if not plan.store.has(node)]
     seconds = size = 0.0
     for node in missing:
+        if node.kind == "round":
+            continue  # no time worth counting; what it will ask for is not known yet
         base = node.inputs.get("base", node)
         seconds_all, units_all, bytes_all, nodes = spent.get((node.kind, _like(node.kind, node.fields, base.id)), (0, 0, 0, 0))
         if not nodes:

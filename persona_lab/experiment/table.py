@@ -3,7 +3,10 @@
 A row is one option of one item, asked of one cell after one of its stages. Planned = scored + unscored + failed.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -12,6 +15,7 @@ from data_gen.pools import Share
 from persona_lab.design import Node
 from persona_lab.experiment.recipes import PlannedCell
 from persona_lab.experiment.scores import failed_rows
+from persona_lab.store.files import read_json
 from persona_lab.store.nodes import Store
 
 
@@ -28,6 +32,7 @@ def design_columns(planned: PlannedCell, stage: str, position: int, experiment: 
         "swap": cell.swap,
         "stage": stage,
         "step": trained[-1][1].fields["step"] if trained else 0,
+        "steps": sum(node.fields["step"] for _, node in trained),
         "order": ">".join(name for name, _ in planned.stages),
         "dose": sum(node.fields["step"] * node.fields["recipe"]["batch"] for name, node in planned.stages if not _is_persona(node)),
         **cell.point,
@@ -47,29 +52,36 @@ def _is_persona(stage: Node) -> bool:
     return "assistant" not in stage.inputs["mixture"].inputs
 
 
-def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str) -> pd.DataFrame:
-    """Every score of every cell, `failed` where it does not exist; base_prob is what the base model gives the same option."""
+def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str, reasons: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
+    """Every score of every cell, `failed` where it does not exist, with the reason by node id; base_prob is what the base model gives the same option."""
     frames: list[pd.DataFrame] = []
     read: dict[str, pd.DataFrame] = {}
 
     def rows(node: Node) -> pd.DataFrame:
         if node.id not in read:
-            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet") if store.has(node) else _failed(node)
+            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet") if store.has(node) else _failed(node, reasons.get(node.id, "this cell has no scores"))
         return read[node.id]
 
+    spent = cache(lambda stage: tokens_of(store, stage))
     for planned in cells:
         base = rows(planned.scores[0][1]).set_index(["item", "option"])["prob"].to_frame("base_prob")
         for position, (stage, node) in enumerate(planned.scores):
             frame = rows(node).join(base, on=["item", "option"])
-            frames.append(frame.assign(node=node.id, **design_columns(planned, stage, position, experiment)))
+            tokens = sum(spent(trained) for _, trained in planned.stages[:position])
+            frames.append(frame.assign(node=node.id, tokens=tokens, **design_columns(planned, stage, position, experiment)))
     table = pd.concat(frames, ignore_index=True)
-    lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "node"]
+    lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "steps", "tokens", "node"]
     return table.reindex(columns=[*lead, *(c for c in table.columns if c not in lead)])
 
 
-def _failed(node: Node) -> pd.DataFrame:
+def tokens_of(store: Store, stage: Node) -> float:
+    """Tokens that carried loss in a stage; NaN where it was not trained."""
+    return float(read_json(store.open(stage) / "state.json")["tokens"]) if store.has(stage) else math.nan
+
+
+def _failed(node: Node, reason: str) -> pd.DataFrame:
     # A column of None alone has no type, and would take it from the columns of the other cells.
-    return pd.DataFrame(map(vars, failed_rows(node, "this cell has no scores"))).astype(dict.fromkeys(("logprob_nats", "prob", "prob_normalized"), float))
+    return pd.DataFrame(map(vars, failed_rows(node, reason))).astype(dict.fromkeys(("logprob_nats", "prob", "prob_normalized"), float))
 
 
 def accounting(cells: Sequence[PlannedCell], store: Store, table: pd.DataFrame) -> dict[str, int]:

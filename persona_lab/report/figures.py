@@ -10,6 +10,7 @@ Text is drawn in the page's own colour, so that a figure follows a light or dark
 
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,13 @@ from persona_lab.science.summary import SERIES, Summary
 
 VEGA_LITE = "6.1"
 WIDTH = 420
+ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML has no place for."""
 PALETTE = ["#9aa0a6", "#2f6fde", "#d9730d"]
 """Before, after, change: apart also without colour vision."""
 STYLE = {
+    # Vega-Lite writes titles into the code that describes each mark, and escapes only quotes; the page says in words what a figure shows.
+    "aria": False,
     "background": "transparent",
     "font": "Helvetica, Arial, sans-serif",
     "view": {"stroke": None},
@@ -55,7 +60,16 @@ def to_svg(chart: alt.TopLevelMixin) -> str:
 
 def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     """The chart as Vega-Lite JSON in the report's style."""
-    return {**chart.to_dict(), "config": STYLE}
+    return {**legal(chart.to_dict()), "config": STYLE}
+
+
+def legal(value: Any) -> Any:
+    """A JSON value whose texts XML can hold: the renderer ends the whole process at any other character."""
+    if isinstance(value, dict):
+        return {legal(key): legal(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [legal(part) for part in value]
+    return ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
 
 
 def ratio_axis(labels: dict[float, str], title: str) -> alt.X:

@@ -76,7 +76,7 @@ def build_report(
     css, css_hash = style()
     # The figures are our own SVG: vega escapes the text in them, and a test holds it to that.
     drawn = {name: {"svg": Markup(svg), "caption": CAPTIONS[name]} for name, svg in figures.draw(summary).items()}
-    return (
+    page = (
         environment()
         .get_template("page.html.j2")
         .render(
@@ -95,3 +95,5 @@ def build_report(
             css_hash=css_hash,
         )
     )
+    # Half of a surrogate pair may stand in JSON, and in no file.
+    return page.encode(errors="replace").decode()
