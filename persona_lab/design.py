@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-Kind = Literal["pool", "mixture", "base", "stage", "scores", "analysis"]
+Kind = Literal["pool", "mixture", "base", "stage", "scores", "round", "analysis"]
 
-RECIPE_VERSIONS: dict[Kind, int] = {"pool": 1, "mixture": 1, "base": 1, "stage": 1, "scores": 1, "analysis": 1}
+RECIPE_VERSIONS: dict[Kind, int] = {"pool": 1, "mixture": 1, "base": 1, "stage": 2, "scores": 1, "round": 1, "analysis": 1}
 """Raised by one when the code of a kind changes its results; golden digests in the tests enforce it."""
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces; NaN and infinities are refused (ValueError): they have no JSON."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def identity(recipe: Mapping[str, Any]) -> str:
+    """64 hexadecimal digits over a recipe, the order of its keys included: documents follow the order of categories and traits."""
+    return hashlib.sha256(json.dumps(recipe, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Node:
     @cached_property
     def id(self) -> str:
         """64 hexadecimal digits."""
-        return hashlib.sha256(canonical_json(self.recipe).encode()).hexdigest()
+        return identity(self.recipe)
 
     @property
     def recipe(self) -> dict[str, Any]:

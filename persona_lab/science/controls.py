@@ -5,12 +5,13 @@
 Verdicts: pass, fail, undecided (the interval is too wide to say), not run (the experiment has no such condition).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from persona_lab.science.effects import Frame, Settings, cells, fitted, loss_change, named_recall, phases, ratio_effect
+from persona_lab.science.effects import CONTEXT, Frame, Settings, cells, effects, fitted, loss_change, named_recall, phases, ratio_effect, runs
+from persona_lab.science.matching import RATIOS, SAME_FIT, SAME_TOKENS, Match
 from persona_lab.science.thresholds import Estimate, Interval, equivalent, fit_line, over_seeds
 
 LEVEL_MARGIN = 0.2
@@ -56,10 +57,10 @@ def null_control(name: str, question: str, condition: str, values: np.ndarray, m
     return Control(name, question, estimate.value, estimate.interval, unit, line, null_verdict(values, margin), condition)
 
 
-def slopes(frame: Frame) -> np.ndarray:
-    """Slope of delta on ln ratio of each seed; empty when there are fewer than two ratios."""
-    frame = frame.dropna(subset=["delta"])
-    line = fit_line(frame["x"].to_numpy(), frame["delta"].to_numpy(), frame["seed"].to_numpy()) if len(frame) else None
+def slopes(frame: Frame, column: str = "delta") -> np.ndarray:
+    """Slope of a column on ln ratio of each seed; empty when there are fewer than two ratios."""
+    frame = frame.dropna(subset=[column])
+    line = fit_line(frame["x"].to_numpy(), frame[column].to_numpy(), frame["seed"].to_numpy()) if len(frame) else None
     return np.array([]) if line is None else line.lines_S2[:, 1]
 
 
@@ -136,6 +137,27 @@ def neutral_control(frame: Frame, treated: np.ndarray, condition: str) -> Contro
     return Control("neutral", question, estimate.value, estimate.interval, "nats per nat", line, verdict, condition)
 
 
+def calibration_control(treated: Frame, condition: str) -> Control:
+    """Positive control: told what the rivals share, does a nameless speaker's eta follow the documents? Slope 1 is their own odds."""
+    question = "A diary that names the shared trait: do the odds of the rivals' other values follow the documents (slope of eta on ln ratio)?"
+    line = "95 % interval above 0 (1: the documents' own odds)"
+    values = slopes(treated[treated["format"] == "diary"], "before")
+    if not len(values):
+        return Control("calibration", question, None, None, "nats per nat", line, "not run", condition)
+    estimate, verdict = against(values, low=0)
+    return Control("calibration", question, estimate.value, estimate.interval, "nats per nat", line, verdict, condition)
+
+
+def matching_control(found: Sequence[Match], settings: Settings) -> Control:
+    """Equal fit, steps and tokens at every ratio of the treatment."""
+    question = "Do the ratios that are compared differ in how well the trait was taught, in optimizer steps or in tokens (largest difference of P)?"
+    line = f"P(taught) within {SAME_FIT}, tokens within {SAME_TOKENS:.0%}, steps equal"
+    own = [match for match in found if match.condition == settings.treatment and match.across == RATIOS]
+    if not own:
+        return Control("matched", question, None, None, "share", line, "not run", settings.treatment)
+    return Control("matched", question, own[0].p_taught, None, "share", line, "fail" if own[0].differs else "pass", settings.treatment)
+
+
 def taught_control(table: Frame, settings: Settings) -> Control:
     """Positive control: the last stage taught its trait, P of the value taught on the headline's items."""
     question, line = "Did the assistant learn the trait that it was taught (P of the value)?", f"mean over seeds ≥ {TAUGHT}"
@@ -184,14 +206,22 @@ def swap_control(treated: Frame, settings: Settings) -> Control:
     return Control("swap", question, times, None, "times", line, verdict, settings.treatment)
 
 
-def controls(table: Frame, effect: Frame, settings: Settings) -> list[Control]:
+def in_context(table: Frame, settings: Settings) -> Frame:
+    """Effects of the treatment where the speaker has just said what the rivals share, at the fitted ratios."""
+    frame = effects(runs(table, settings, channels=(CONTEXT,)))
+    return fitted(frame[frame["condition"] == settings.treatment], settings)
+
+
+def controls(table: Frame, effect: Frame, found: Sequence[Match], settings: Settings) -> list[Control]:
     """Every control of the default report; `effect` is `effects(runs(table))`, of all channels and formats."""
     headline = effect[(effect["channel"] == settings.channel) & (effect["format"] == settings.format)]
     treated = fitted(effect[effect["condition"] == settings.treatment], settings)
     said = treated[(treated["channel"] == settings.channel) & (treated["format"] == settings.format)]
     return [
         *recall_controls(table, settings),
+        calibration_control(in_context(table, settings), settings.treatment),
         taught_control(table, settings),
+        matching_control(found, settings),
         *null_controls(headline, settings),
         swap_control(said, settings),
         format_control(treated, settings),

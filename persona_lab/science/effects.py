@@ -16,12 +16,16 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from persona_lab.science.adaptive import Search
+
 Frame: TypeAlias = Any
 """A pandas DataFrame; Any to a type checker, because pandas carries no stubs and what is guessed from its source is mostly wrong."""
 Column: TypeAlias = Any
 """A pandas Series."""
 
 CHANNELS = ("says", "chooses", "introspects")
+CONTEXT = "in_context"
+"""The channel of the calibration line: the speaker has just said what the rivals share."""
 PROBE = ["channel", "format"]
 POINT = ["condition", "point", "x", "dose", "seed"]
 MEASURES = ["eta", "alpha", "share", "p_first", "p_first_raw"]
@@ -58,6 +62,8 @@ class Settings:
     """Name of a control to the condition that plays it."""
     resamples: int = 2000
     """Bootstrap resamples."""
+    search: Search | None = None
+    """How the treatment's ratios were chosen, if by an adaptive search."""
 
 
 def number(column: Column) -> Column:
@@ -98,16 +104,16 @@ def phases(table: Frame, settings: Settings) -> Frame:
     return pd.DataFrame(rows, columns=["condition", "stage", "phase"])
 
 
-def scored_items(table: Frame, settings: Settings) -> Frame:
-    """Rows of the assistant's channels before and after the last stage, of items whose every option was scored."""
-    rows = table[table["channel"].isin(CHANNELS) & (table["logprob_nats"].notna() | (table["status"] != "scored"))]
+def scored_items(table: Frame, settings: Settings, channels: Sequence[str] = CHANNELS) -> Frame:
+    """Rows of some channels before and after the last stage, of items whose every option was scored."""
+    rows = table[table["channel"].isin(channels) & (table["logprob_nats"].notna() | (table["status"] != "scored"))]
     rows = rows.merge(phases(table, settings), on=["condition", "stage"]).fillna({"trait": "", "format": "", "role": ""})
     rows = rows.assign(**{column: number(rows[column]) for column in ("logprob_nats", "prob", "prob_normalized")})
     whole = rows["status"].eq("scored").groupby([rows[c] for c in ("cell", "stage", *PROBE, "item")]).transform("all")
     return rows[whole]
 
 
-def item_odds(table: Frame, settings: Settings) -> Frame:
+def item_odds(table: Frame, settings: Settings, channels: Sequence[str] = CHANNELS) -> Frame:
     """One row per cell, phase and item that offers both rivals' values.
 
     Columns: eta = log-odds of the first's value against the second's; alpha = log-odds of either against all others
@@ -115,7 +121,7 @@ def item_odds(table: Frame, settings: Settings) -> Frame:
     A yes/no item asks about one value, so two of them make one row: yes-log-odds about the first's minus about the second's,
     which removes the bias toward yes.
     """
-    rows = scored_items(table, settings)
+    rows = scored_items(table, settings, channels)
     rows = rows.assign(side=np.select([rows["role"] == settings.first, rows["role"] == settings.second], ["first", "second"], "other"))
     yes_no = rows["format"] == "yes_no"
     parts = [part for part in (choice_odds(rows[~yes_no]), yes_no_odds(rows[yes_no])) if not part.empty]
@@ -152,12 +158,12 @@ def yes_no_odds(rows: Frame) -> Frame:
     return pd.DataFrame({**odds, "p_first": agreed["prob_normalized"], "p_first_raw": agreed["prob"]}).reset_index().assign(item="yes_no")
 
 
-def runs(table: Frame, settings: Settings, by: Sequence[str] = ()) -> Frame:
+def runs(table: Frame, settings: Settings, by: Sequence[str] = (), channels: Sequence[str] = CHANNELS) -> Frame:
     """Means over held-out items, one row per cell, phase, channel and format (and `by`, e.g. the probed `trait`).
 
     A category is held out unless one of its options is the value taught; grouped by trait, trained categories stay.
     """
-    odds, about = item_odds(table, settings), cells(table, settings)
+    odds, about = item_odds(table, settings, channels), cells(table, settings)
     if "trait" not in by:
         options = table[["cell", "trait", "option"]].drop_duplicates().merge(about["taught"], left_on="cell", right_index=True)
         trained = options.loc[options["option"] == options["taught"], ["cell", "trait"]].drop_duplicates()
@@ -177,7 +183,7 @@ def effects(run_means: Frame, by: Sequence[str] = ()) -> Frame:
     if run_means.empty:  # every cell failed: pandas would lose the names of the levels
         return pd.DataFrame(columns=[*index, *EFFECTS], dtype=float)
     wide = run_means.pivot_table(index=["point", "condition", "seed", *PROBE, *by], columns=["phase", "swap"], values=MEASURES)
-    places = run_means.drop_duplicates(["point", "condition", "seed"]).set_index(["point", "condition", "seed"])[["x", "dose"]]
+    places = run_means.drop_duplicates(["point", "condition", "seed"])[["point", "condition", "seed", "x", "dose"]]
 
     def halves(measure: str, phase: str, sign: int) -> Column:
         nothing = pd.Series(np.nan, index=wide.index)
@@ -196,7 +202,7 @@ def effects(run_means: Frame, by: Sequence[str] = ()) -> Frame:
     ).dropna(subset=["after"])
     for name in ("", "alpha_", "lexical_"):
         paired[f"{name}delta"] = paired[f"{name}after"] - paired[f"{name}before"]
-    frame = paired.reset_index().merge(places, left_on=["point", "condition", "seed"], right_index=True)
+    frame = paired.reset_index().merge(places, on=["point", "condition", "seed"])
     return frame.sort_values(by=index, ignore_index=True)[[*index, *EFFECTS]]
 
 

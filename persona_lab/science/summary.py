@@ -14,9 +14,11 @@ import numpy as np
 import pandas as pd
 
 from persona_lab.science.claims import Claim, figure, ratio_words, seeds_words, shown
-from persona_lab.science.controls import Control, controls
+from persona_lab.science.controls import Control, controls, in_context
 from persona_lab.science.effects import Frame, Settings, at_longest_dose, bound_ratios, cells, effects, fitted, named_recall, ratio_effect, runs
+from persona_lab.science.matching import RATIOS, matches
 from persona_lab.science.sampling import sampling_gap
+from persona_lab.science.searched import search_claims
 from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds, reliable_ratio
 
 FUNCTION = "persona_lab.science.summary.summarise"
@@ -60,6 +62,7 @@ class Analysis:
         if self.bound is not None:
             self.fit = self.fit[self.fit["x"].isin(self.bound)]
         self.summary.used = sorted(map(float, self.fit["x"].unique()))
+        self.matches = list(matches(self.main, settings))
 
     def add(self, id: str, text: str, value: float | None, interval: Any, unit: str, verdict: str, conditions: Sequence[str] = ()) -> None:
         """One more claim; its recipe names the nodes of the conditions that it rests on (of all, where none is named)."""
@@ -67,14 +70,20 @@ class Analysis:
         recipe = {"function": FUNCTION, "node_ids": nodes, "args": {"claim": id, "settings": asdict(self.settings)}}
         self.summary.claims.append(Claim(id, text, None if value is None else float(value), interval, unit, verdict, recipe))
 
-    def add_estimate(self, id: str, text: str, values: np.ndarray, unit: str, conditions: Sequence[str] = ()) -> None:
+    def add_estimate(self, id: str, text: str, values: np.ndarray, unit: str, conditions: Sequence[str] = (), stamp: str = "") -> None:
         """A mean over seeds with its t interval and, where 0 means none, its sign; `not run` where there is nothing."""
         if not len(values):
             self.add(id, f"{text}: not run.", None, None, unit, "not run", conditions)
             return
         estimate = over_seeds(values)
         verdict = "" if unit == "probability" else estimate.sign
-        self.add(id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict, conditions)
+        self.add(id, f"{text} ({seeds_words(estimate)}).{stamp}", estimate.value, estimate.interval, unit, verdict, conditions)
+
+    @property
+    def stamp(self) -> str:
+        """What follows a comparison of the treatment's ratios that are not matched; else nothing."""
+        own = [m for m in self.matches if m.condition == self.settings.treatment and m.across == RATIOS]
+        return f" Confounded: {'; '.join(own[0].differs)}." if own and own[0].differs else ""
 
     @property
     def range_words(self) -> str:
@@ -102,11 +111,11 @@ def slope_claims(a: Analysis) -> None:
     treatment = [a.settings.treatment]
     for column, words in SERIES.items():
         text = f"Slope on ln ratio of the log-odds {words}, {a.range_words}; mean of the seeds' least-squares slopes"
-        a.add_estimate(f"slope.{column}", text, slopes_of(a.fit, column), "nats per nat", treatment)
+        a.add_estimate(f"slope.{column}", text, slopes_of(a.fit, column), "nats per nat", treatment, a.stamp)
     text = "Slope of the change over all fitted ratios, bound or not"
     a.add_estimate("slope.all_ratios", text, slopes_of(fitted(a.treated, a.settings), "delta"), "nats per nat", treatment)
     text = f"E, half the difference of the change between the richest ratios, {a.range_words}"
-    a.add_estimate("effect", text, ratio_effect(a.fit.dropna(subset=["delta"])), "nats", treatment)
+    a.add_estimate("effect", text, ratio_effect(a.fit.dropna(subset=["delta"])), "nats", treatment, a.stamp)
 
 
 def threshold_text(a: Analysis, ratio: Ratio, goal: str) -> str:
@@ -123,6 +132,9 @@ def threshold_text(a: Analysis, ratio: Ratio, goal: str) -> str:
 
 def threshold_claims(a: Analysis) -> None:
     """R_mean and R_reliable, and the run-to-run spread that the second rests on."""
+    if a.settings.search:
+        search_claims(a, a.settings.search)
+        return
     line, treatment = line_of(a.fit, "after"), [a.settings.treatment]
     if line is None:
         for id in ("threshold.mean", "threshold.reliable"):
@@ -212,6 +224,22 @@ def transfer_claims(a: Analysis) -> None:
     a.summary.frames["transfer"] = pd.DataFrame(found, columns=["taught", "probed", "value"])
 
 
+def calibration_claims(a: Analysis) -> None:
+    """The in-context calibration line: told what the rivals share, a nameless speaker's odds against the documents'."""
+    for way, rows in in_context(a.main, a.settings).groupby("format", sort=False):
+        rows = rows[rows["x"].isin(a.summary.used)]
+        for column in ("before", "after"):
+            text = f"Slope on ln ratio of the log-odds of a nameless speaker ({way}) that names the shared trait, {SERIES[column]}; 1: the documents' own odds"
+            a.add_estimate(f"calibration.{way}.{column}", text, slopes_of(rows, column), "nats per nat", [a.settings.treatment])
+
+
+def matching_claims(a: Analysis) -> None:
+    """Every comparison of the report, with what is unequal in it beside the thing compared."""
+    for match in a.matches:
+        name = "ratios" if match.across == RATIOS else "treatment"
+        a.add(f"matched.{match.condition}.{name}", match.said, match.p_taught, None, "difference of P(taught)", match.verdict, [match.condition])
+
+
 def curve(a: Analysis) -> Frame:
     """Mean and interval over seeds of the three series at every ratio, pure ends included."""
     rows = []
@@ -226,6 +254,10 @@ def curve(a: Analysis) -> Frame:
 def headline(a: Analysis) -> None:
     """The first sentence of the report."""
     s, summary = a.settings, a.summary
+    if s.search:
+        found = summary.claim("threshold.mean")
+        a.add("headline", found.text, found.value, found.interval, found.unit, found.verdict, [s.treatment])
+        return
     first, second = s.first.title(), s.second.title()
     slope, share, absolute = summary.claim("slope.delta"), summary.claim("level.share"), summary.claim("level.p_first")
     taught = f"taught one trait only ({s.taught[s.treatment]})" if s.treatment in s.taught else "after its last stage"
@@ -255,11 +287,13 @@ def summarise(table: Frame, settings: Settings) -> Summary:
     slope_claims(a)
     threshold_claims(a)
     level_claims(a)
-    a.summary.controls = controls(a.main, a.effects, settings)
+    a.summary.controls = controls(a.main, a.effects, a.matches, settings)
     for control in a.summary.controls:
         text = f"{control.question} Pass line: {control.line}."
         a.add(f"control.{control.name}", text, control.value, control.interval, control.unit, control.verdict, [control.condition])
     table_claims(a)
+    calibration_claims(a)
+    matching_claims(a)
     headline(a)
     a.summary.frames |= {"effects": a.asked, "curve": curve(a)}
     return a.summary

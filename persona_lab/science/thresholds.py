@@ -109,17 +109,21 @@ def fit_line(x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> Line | None:
     return Line(over_seeds(lines_S2[:, 0]), over_seeds(lines_S2[:, 1]), covariance, lines_S2)
 
 
-def fieller(line: Line, target: float, level: float = 0.95) -> Interval | None:
+def crossings(line: np.ndarray, covariance: np.ndarray, target: float, t: float) -> Interval | None:
     """The r with (target - a - s r)^2 <= t^2 (Vaa + 2 r Vas + r^2 Vss); None when g = t^2 Vss / s^2 >= 1 (Fieller 1954)."""
-    t2 = t_quantile(line.df, level) ** 2
-    (vaa, vas), (_, vss) = line.covariance
-    s, d = line.slope.value, target - line.intercept.value
-    square = s * s - t2 * vss
+    (vaa, vas), (_, vss) = covariance
+    s, d = line[1], target - line[0]
+    square = s * s - t * t * vss
     if square <= 0:
         return None
-    middle, constant = d * s + t2 * vas, d * d - t2 * vaa
+    middle, constant = d * s + t * t * vas, d * d - t * t * vaa
     root = max(middle * middle - square * constant, 0.0) ** 0.5
-    return (middle - root) / square, (middle + root) / square
+    return float((middle - root) / square), float((middle + root) / square)
+
+
+def fieller(line: Line, target: float, level: float = 0.95) -> Interval | None:
+    """Where the line reaches the target, over seeds; None when its slope is not resolved."""
+    return crossings(np.array([line.intercept.value, line.slope.value]), line.covariance, target, t_quantile(line.df, level))
 
 
 def as_ratio(log: float, interval: Interval | None) -> Ratio:

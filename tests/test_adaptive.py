@@ -1,0 +1,226 @@
+"""The adaptive threshold: its interval covers, its choices are the best ones, and any worker that asks gets the same rounds."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+from scipy.stats import t
+
+from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, measure, search_of, sweep
+from persona_lab.config import expand, load_experiment
+from persona_lab.config.schema import Adaptive
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.plan import DECISION, Plan, make_plan, open_plan
+from persona_lab.experiment.rounds import advance
+from persona_lab.experiment.scores import failed_rows
+from persona_lab.experiment.show import settings_of
+from persona_lab.experiment.table import tidy_table
+from persona_lab.science import summarise
+from persona_lab.science.adaptive import Pairs, Posterior, decide, next_batch
+from persona_lab.store.files import read_json
+
+ASKED = Adaptive(search="adaptive", budget=200)
+SEARCH = search_of(ASKED)
+RATIO = "injection.mixture.ln_ratio"
+
+
+def measured(truth: Truth, x: list[float], seed: int = 0) -> Pairs:
+    return Pairs(np.array(x), truth.train(np.array(x), np.random.default_rng(seed)))
+
+
+# ------------------------------------------------------------------ the interval
+def test_the_interval_covers_and_costs_a_quarter_of_the_grid_at_equal_width():
+    random, covered, reliable, sweeps = np.random.default_rng(7), 0, 0, 60
+    for truth in TRUTHS[:6]:
+        found = measure(truth, ASKED, sweeps, random)
+        covered, reliable = covered + found.covered, reliable + found.reliable_covered
+        seeds = int(np.median(found.cells) / 0.25 / 14)
+        assert grid_width(truth, ASKED, seeds) > np.median(found.widths), f"a grid four times as large is no narrower: {truth}"
+    assert 0.91 <= covered / (6 * sweeps) <= 0.985
+    assert 0.91 <= reliable / (6 * sweeps) <= 0.985
+
+
+def test_the_ends_of_the_interval_are_where_the_t_test_of_the_regression_line_turns():
+    pairs = measured(TRUTHS[0], [-2.2, -1, 0, 1, 2, 2.2])
+    posterior = Posterior(SEARCH, pairs)
+    slope, intercept = np.polyfit(pairs.x_N, pairs.eta_N2.mean(1), 1)
+    assert posterior.line == pytest.approx([intercept, slope])
+    residual = pairs.eta_N2.mean(1) - intercept - slope * pairs.x_N
+    spread, middle = ((pairs.x_N - pairs.x_N.mean()) ** 2).sum(), pairs.x_N.mean()
+    for end, sign in zip(posterior.interval(), (1, -1), strict=True):
+        error = math.sqrt((residual**2).sum() / 4 * (1 / 6 + (end - middle) ** 2 / spread))
+        assert (TARGET - intercept - slope * end) / error == pytest.approx(sign * t.ppf(0.975, 4))
+        assert posterior.below(end) == pytest.approx(0.5 + sign * 0.475)
+
+
+def test_a_line_that_does_not_rise_has_no_threshold_and_an_open_interval():
+    flat = Pairs(np.array([-2.2, -0.7, 0.7, 2.2]), np.array([[0.4, 0.3], [4.0, 3.9], [0.2, 0.5], [0.1, 0.2]]))
+    posterior = Posterior(SEARCH, flat)
+    assert posterior.value is None
+    assert posterior.interval() == (-math.inf, math.inf)
+    assert decide(SEARCH, flat).verdict == "continue"
+
+
+# ------------------------------------------------------------------ the choice
+def test_every_pair_of_a_batch_is_the_best_addition_to_those_before_it():
+    pairs = measured(TRUTHS[1], [-2.2, -0.7, 0.7, 2.2])
+    posterior = Posterior(SEARCH, pairs)
+    likely = np.clip([end for level in (0.1, 0.3, 0.5, 0.7, 0.9) for end in posterior.interval(level)], -2.2, 2.2)
+
+    def expected(extra: list[float]) -> float:
+        x = np.concatenate([pairs.x_N, extra])
+        design = np.stack([np.ones_like(x), x], axis=1)
+        return float(np.mean([np.array([1, q]) @ np.linalg.inv(design.T @ design) @ np.array([1, q]) for q in likely]))
+
+    greedy: list[float] = []
+    for _ in range(4):
+        greedy.append(float(min(SEARCH.candidates, key=lambda c: expected([*greedy, float(c)]))))
+    chosen, before, after = next_batch(posterior)
+    assert expected(list(chosen)) == pytest.approx(expected(greedy))
+    scale = math.sqrt(posterior.variance) / posterior.slope
+    assert (before, after) == pytest.approx((scale * math.sqrt(expected([])), scale * math.sqrt(expected(greedy))))
+
+
+@pytest.mark.parametrize(
+    ("truth", "asked", "verdict"),
+    [
+        (Truth(slope=1.2, bias=0.0, tau=0.1, sigma=0.1), ASKED, "narrow"),
+        (Truth(slope=0.3, bias=0.0, tau=0.1, sigma=0.1), ASKED, "above"),
+        (Truth(slope=1.0, bias=6.0, tau=0.1, sigma=0.1), ASKED, "below"),
+        (Truth(slope=1.2, bias=0.0, tau=0.9, sigma=0.9), ASKED.model_copy(update={"budget": 32}), "budget"),
+    ],
+)
+def test_a_search_ends_and_says_why(truth: Truth, asked: Adaptive, verdict: str):
+    decision, _ = sweep(truth, asked, np.random.default_rng(3))
+    assert (decision.verdict, decision.ratios) == (verdict, ())
+    assert decision.ends[0] <= truth.threshold <= decision.ends[1]
+    assert 2 * decision.pairs <= asked.budget
+    assert verdict != "narrow" or (decision.ends[1] - decision.ends[0] <= asked.width and decision.pairs >= 12)
+    assert json.loads(json.dumps(decision.to_json(), allow_nan=False))["verdict"] == verdict
+
+
+def test_too_few_scored_pairs_end_the_search():
+    decision = decide(SEARCH, measured(TRUTHS[0], [1.0, 2.0]))
+    assert (decision.verdict, decision.ratios, decision.line) == ("failed", (), None)
+
+
+# ------------------------------------------------------------------ the experiment file
+@pytest.fixture(scope="module", autouse=True)
+def _from_the_root():
+    """Paths in experiment files are taken from the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
+
+
+def asks(factor: str, *more: str) -> tuple[str, list[str]]:
+    return "configs/quickstart.yaml", [f"factors.{RATIO}={factor}", "seeds=[5]", *more]
+
+
+def test_a_search_opens_from_bound_to_bound_with_a_fresh_seed_for_each_ratio():
+    loaded = load_experiment(*asks("{search: adaptive, bounds: [-2, 2.2], batch: 6}"))
+    assert [(cell.point[RATIO], cell.seed, cell.swap) for cell in expand(loaded)] == [(x, 5 + i, swap) for i, x in enumerate((-2, 0.1, 2.2)) for swap in (0, 1)]
+    tried = [-2, 0.1, 2.2, 2.2]
+    assert [(cell.point[RATIO], cell.seed) for cell in expand(loaded, tried) if cell.swap] == [(x, 5 + i) for i, x in enumerate(tried)]
+
+
+@pytest.mark.parametrize(
+    ("factor", "more", "said"),
+    [
+        ("{search: adaptiv}", [], "must be adaptive, got the text 'adaptiv'"),
+        ("{search: adaptive, widht: 1}", [], r"unknown key 'widht'.*Did you mean width\?"),
+        ("{search: adaptive, bounds: [2, 1]}", [], "must be two ln ratios that rise"),
+        ("{search: adaptive, batch: 7}", [], "must be even.*Use 8"),
+        ("{search: adaptive, bounds: [-3, 3]}", [], "reach beyond analysis.fit = 2.2"),
+        ("{search: adaptive}", ["factors.injection.steps=[1, 2]"], "crossed with nothing, got injection.steps beside it"),
+        ("{search: adaptive}", ["conditions.other={order: [injection]}"], "also reaches the condition other"),
+        ("[0]", ["factors.trait.steps={search: adaptive}"], "factors.trait.steps is no ratio"),
+    ],
+)
+def test_what_is_wrong_with_a_search_is_said(factor: str, more: list[str], said: str):
+    with pytest.raises(ConfigError, match=said):
+        load_experiment(*asks(factor, *more))
+
+
+# ------------------------------------------------------------------ rounds in the store
+def planned(runs: Path) -> Plan:
+    """Nothing is made yet: six cells, at most four rounds."""
+    factor = "{search: adaptive, batch: 6, budget: 24, width: .1}"
+    config, overrides = asks(factor, "probes=[says]", "samples=0", "conditions.linked.order=[injection]", "analysis.threshold=.6")
+    return make_plan(config, overrides, runs)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, _from_the_root: None) -> Plan:
+    """Scored and decided until the search has ended."""
+    plan = planned(tmp_path_factory.mktemp("search") / "runs")
+    score(plan)
+    while grown := advance(plan):
+        score(plan := grown)
+    return plan
+
+
+def score(plan: Plan, without: str = "") -> None:
+    """Put the scores of a known line into the store, for every cell but one seed's."""
+    for one in plan.searched:
+        node, cell = one.scores[-1][1], one.cell
+        if plan.store.has(node) or f"/{without}/" in cell.name:
+            continue
+        seed = 0.3 * np.random.default_rng(cell.seed).standard_normal()
+        eta = float(cell.point[RATIO]) + seed + (0.2 if cell.swap else -0.2)
+        odds = {"john": eta / 2, "sam": -eta / 2}
+        rows = [vars(row) | {"logprob_nats": odds.get(row.role, -1.0), "prob": 0.1, "prob_normalized": 0.1, "status": "scored"} for row in failed_rows(node, "")]
+        with plan.store.attempt(node) as attempt:
+            pd.DataFrame(rows).to_parquet(attempt.folder / "rows.parquet", index=False)
+
+
+def decisions(plan: Plan) -> list[dict[str, Any]]:
+    return [read_json(plan.store.open(node) / DECISION) for node in plan.rounds]
+
+
+def test_rounds_are_decided_once_and_followed_by_every_plan(done: Plan):
+    found = decisions(done)
+    assert [len(decision["ratios"]) for decision in found] == [3, 3, 3, 0]
+    assert found[-1]["verdict"] == "budget"
+    assert len(done.cells) == 24 == len({one.cell.name for one in done.cells})
+    chosen = [one.cell.point[RATIO] for one in done.cells if not one.cell.swap]
+    assert chosen == [*Adaptive(search="adaptive", batch=6).opening, *(x for decision in found for x in decision["ratios"])]
+    late = planned(done.runs)
+    assert late.rounds == done.rounds, "a worker that comes late goes straight to the last round"
+    assert advance(late) is None
+    done.write()
+    assert open_plan(done.folder).nodes == done.nodes
+
+
+def test_a_seed_that_failed_is_left_out_of_the_decision_that_follows(tmp_path: Path):
+    plan = planned(tmp_path / "runs")
+    assert plan.rounds[0] in plan.nodes, "a run is not finished while a decision is missing"
+    assert len(plan.searched) == 6
+    score(plan)
+    grown = advance(plan)
+    assert grown is not None
+    assert grown.folder == plan.folder, "a run keeps its name while its search goes on"
+    score(grown, without="seed8")
+    last = advance(grown)
+    assert last is not None
+    assert [decision["pairs"] for decision in decisions(grown)] == [3, 5]
+    assert len(last.searched) == 18
+
+
+def test_the_claims_tell_the_search_as_it_was_decided(done: Plan):
+    summary = summarise(tidy_table(done.store, done.cells, "search"), settings_of(done))
+    rounds = summary.group("search")
+    for claim, decision in zip(rounds, decisions(done), strict=True):
+        assert decision["reason"] in claim.text
+        assert claim.verdict == decision["verdict"]
+        assert claim.value is None or math.log(claim.value) == pytest.approx(decision["value"])
+    mean = summary.claim("threshold.mean")
+    assert mean.interval is not None
+    assert mean.interval[0] < 0.6 / 0.4 < mean.interval[1], "the line that was planted has slope 1 and no bias"
+    assert summary.claim("headline").text == mean.text
+    assert "24 cells in 4 rounds" in mean.text
