@@ -1,11 +1,12 @@
 # make demo     the first experiment: 12 cells, a report          make test     every test, offline
 # make check    lint, types, import floors                        make bench    training speed against the machine
+# make soak     breaks the store ten thousand times and counts what was lost
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline WANDB_API_KEY= HF_TOKEN=
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench soak
 demo: $(READY)
 	$(BIN)/persona-lab run configs/quickstart.yaml
 
@@ -19,6 +20,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(OFFLINE) $(BIN)/python -m benchmarks.cells
+	$(OFFLINE) $(BIN)/python -m benchmarks.threshold
+
+soak: $(READY)
+	$(BIN)/python -m tests.faults --tier long
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older. Use make PYTHON=python3.11" >&2; exit 2; }

@@ -31,7 +31,7 @@ from persona_lab.models.folders import parameter_count
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.train.batches import Row, encode
-from persona_lab.train.finetune import Member, finetune
+from persona_lab.train.finetune import Member, Watcher, finetune
 
 CONFIG = Path("configs/ratio.yaml")
 STEPS = 20
@@ -70,12 +70,10 @@ def train_seconds(setting: Setting, accelerator: Accelerator) -> float:
     def rows_at(step: int) -> list[Row]:
         return setting.rows[step * setting.batch : (step + 1) * setting.batch]
 
-    def ignore(*_: object) -> None: ...
-
     member = Member(rows_at=rows_at, rate=1e-3, clip=1.0, adapter=None, init_seed=0)
     start = time.perf_counter()
     options = {"pad": 0, "stops": [STEPS], "kl_to_base": 0.0, "micro_batch": setting.batch, "accelerator": accelerator}
-    finetune(setting.bank, [member], on_step=ignore, on_stop=ignore, **options)
+    finetune(setting.bank, [member], Watcher(), **options)
     return time.perf_counter() - start
 
 

@@ -13,7 +13,6 @@ from conftest import ROOT
 
 import persona_lab
 from persona_lab.cli import console
-from persona_lab.cli.experiments import Format, as_text
 from persona_lab.config import load_experiment
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.plan import make_plan, open_plan
@@ -154,7 +153,7 @@ def test_an_unknown_command_is_a_mistake_of_the_command_line(tmp_path: Path) -> 
     assert "Did you mean 'run'" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "results", "report", "ask", "why", "generate", "audit", "new", "doctor"])
+@pytest.mark.parametrize("command", ["run", "plan", "status", "results", "report", "ask", "why", "verify", "generate", "audit", "new", "doctor"])
 def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["persona-lab", command, "--help"])
     with pytest.raises(SystemExit) as end:
@@ -237,13 +236,6 @@ def test_results_in_every_form(made: Path) -> None:
     assert json.loads(done.stdout) == {"rows": len(table), "file": "t.parquet"}
     assert len(pd.read_parquet(made / "t.parquet")) == len(table)
     assert lab("results", "quickstart", "--format", "parquet", at=made).returncode == 2
-
-
-def test_no_cell_of_a_csv_is_taken_for_a_formula() -> None:
-    table = pd.DataFrame({"text": ["=1+1", "+x", "-x", "@x", "\tx", "plain"], "number": [-1.5] * 6})
-    lines = as_text(table, Format.csv).splitlines()
-    assert [line[0] for line in lines[1:6]] == ["'"] * 5
-    assert lines[6] == "plain,-1.5"
 
 
 def test_report_is_rebuilt_from_the_store(made: Path) -> None:

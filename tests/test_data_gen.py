@@ -343,7 +343,7 @@ GOOD = {"carriers": [], "genre": "diary", "id": "a", "persona": "", "seed": 0, "
     [
         (b"{", "is not JSON"),
         (b"", "is not JSON"),
-        (b"[1]", "must be a JSON object, got list"),
+        (b"[1]", "must be a JSON object, got a list"),
         (b"[" * 100_000, "is not JSON"),
         (b'{"text": "caf\xe9"}', "is not UTF-8 at byte 13"),
         (b'{"text": "a", "text": "b"}', "stands twice"),

@@ -1,7 +1,9 @@
 """Whole experiments on a tiny base: what is made, that nothing is made twice, and that what is killed goes on."""
 
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from conftest import ROOT
 
@@ -20,8 +23,12 @@ from persona_lab.experiment import making
 from persona_lab.experiment.plan import Plan, make_plan
 from persona_lab.experiment.recipes import PlannedCell, trajectory
 from persona_lab.experiment.run import Outcome, make_nodes
-from persona_lab.experiment.show import show, stored_claims, stored_table
+from persona_lab.experiment.runs import Run
+from persona_lab.experiment.show import show
+from persona_lab.experiment.status import write_failures
+from persona_lab.store import Store
 from persona_lab.store.files import read_json, read_jsonl
+from persona_lab.train.optimizers import BankAdam
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -92,7 +99,7 @@ def first(config: Path, runs: Path, _from_the_root: None) -> tuple[Plan, Outcome
     plan = make_plan(config, runs=runs)
     outcome = make_nodes(plan, silent)
     show(plan)
-    return plan, outcome, stored_table(plan.folder)
+    return plan, outcome, Run(plan.folder).table()
 
 
 def keyed(table: pd.DataFrame) -> pd.DataFrame:
@@ -212,12 +219,12 @@ def test_everything_planned_is_made_once(first: tuple[Plan, Outcome, pd.DataFram
 
 def test_a_second_run_makes_nothing_and_shows_the_same(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path):
     plan, _, table = first
-    claims = stored_claims(plan.folder)
+    claims = Run(plan.folder).claims()
     again = make_plan(config, runs=runs)
     assert make_nodes(again, silent).made == {}
     show(again)
-    pd.testing.assert_frame_equal(stored_table(again.folder), table)
-    assert stored_claims(again.folder) == claims
+    pd.testing.assert_frame_equal(Run(again.folder).table(), table)
+    assert Run(again.folder).claims() == claims
 
 
 def test_steps_of_a_shared_trajectory_are_trained_once(first: tuple[Plan, Outcome, pd.DataFrame]):
@@ -285,7 +292,7 @@ def test_two_processes_make_the_same_table_as_one(first: tuple[Plan, Outcome, pd
     assert sum(made.values()) <= len(plan.nodes), "what the other process made is not made again"
     assert plan.store.conflicts() == []
     assert plan.store.attempts() == []
-    one, two = keyed(first[2]), keyed(stored_table(plan.folder))
+    one, two = keyed(first[2]), keyed(Run(plan.folder).table())
     assert one.index.equals(two.index)
     numbers = ["logprob_nats", "prob", "prob_normalized", "base_prob"]
     pd.testing.assert_frame_equal(one.drop(columns=numbers), two.drop(columns=numbers))
@@ -333,19 +340,61 @@ def test_a_killed_run_is_completed_by_the_next_one(first: tuple[Plan, Outcome, p
     assert plan.store.conflicts() == []
 
 
-def test_a_cell_that_diverges_fails_alone_and_is_accounted_for(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path, tmp_path: Path):
-    wild = {"linked": {"order": ["injection", "trait"], "role": "treatment"}}
-    plan = make_plan(write_config(tmp_path, name="wild", conditions=wild, lora={"rank": 2, "alpha": 1e30}, samples=0), runs=runs)
+def test_a_damaged_node_of_every_kind_is_made_anew_before_it_is_used(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, runs: Path, tmp_path: Path, caplog):
+    shutil.copytree(runs / "store", tmp_path / "store")
+    plan = make_plan(config, runs=tmp_path)
+    harmed = {node.kind: node for node in plan.nodes}
+    for node in harmed.values():
+        file = plan.store.folder(node) / sorted(Store(tmp_path / "store").manifest(node)["payload"])[-1]
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
     outcome = make_nodes(plan, silent)
-    assert sorted(outcome.failed) == [f"linked/seed0/swap{swap} {stage}" for swap in (0, 1) for stage in ("injection", "trait")]
-    assert all("gradient norm of member 0 is not finite at step 0" in why for why in outcome.failed.values())
-    assert not any(plan.store.has(node) for p in plan.cells for _, node in p.stages)
-    counts, table = show(plan).accounting, stored_table(plan.folder)
-    assert counts["score_nodes_missing"] == 4
-    assert counts["failed"] == (table["stage"] != "base").sum() > 0
-    assert counts["failed"] == 2 * counts["scored"], "as many questions after each stage as of the base"
+    assert outcome.made == dict.fromkeys(harmed, 1)
+    assert len(list((tmp_path / "store" / "damaged").iterdir())) == len(harmed) == 5
+    assert all(f"a damaged {kind} is made anew" in caplog.text for kind in harmed)
+    assert all(Store(tmp_path / "store").open(node) for node in plan.nodes)
+    show(plan)
+
+
+def test_a_cell_that_diverges_fails_alone_and_is_accounted_for(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path, tmp_path: Path, monkeypatch):
+    wild = {"linked": {"order": ["injection", "trait"], "role": "treatment"}}
+    plan = make_plan(write_config(tmp_path, name="wild", conditions=wild, lora={"rank": 2, "alpha": 5}, samples=0), runs=runs)
+    honest = BankAdam.step
+
+    def poisoned(self: BankAdam) -> torch.Tensor:
+        """A weight of the first of two members is spoilt, as a rate that is too high would do it."""
+        norm_K = honest(self)
+        if len(norm_K) == 2:
+            self.weight_KP[0, 0] = math.nan
+        return norm_K
+
+    monkeypatch.setattr(BankAdam, "step", poisoned)
+    outcome = make_nodes(plan, silent)
+    assert sorted(outcome.failed) == [f"linked/seed0/swap0 {stage}" for stage in ("injection", "trait")]
+    assert all("diverged: a weight is not finite at step 0" in why for why in outcome.failed.values())
+    lost, kept = plan.cells
+    assert not any(plan.store.has(node) for _, node in lost.stages)
+    assert all(plan.store.has(node) for _, node in (*kept.stages, *kept.scores))
+    write_failures(plan.folder, outcome.failed)
+    counts, table = show(plan).accounting, Run(plan.folder).table()
+    assert counts["score_nodes_missing"] == 2
     assert counts["scored"] + counts["unscored"] + counts["failed"] == len(table)
-    assert table.loc[table["status"] == "failed", ["prob", "logprob_nats"]].isna().all(axis=None)
+    failed = table[table["status"] == "failed"]
+    assert len(failed) == counts["failed"] == 2 * ((table["stage"] == "base") & (table["swap"] == 0)).sum() > 0
+    assert failed["reason"].str.contains("diverged: a weight is not finite at step 0").all()
+    assert failed[["prob", "logprob_nats"]].isna().all(axis=None)
+
+
+def test_a_run_whose_config_was_changed_since_is_refused_by_the_name_of_the_field(config: Path, tmp_path: Path):
+    plan = make_plan(config, [], tmp_path / "runs")
+    plan.write()
+    plan.write()
+    file = plan.folder / "config.json"
+    changed = json.loads(file.read_text())
+    changed["stages"]["trait"]["rate"] = 0.5
+    file.write_text(json.dumps(changed))
+    with pytest.raises(ConfigError, match=r"PL1290.*config\.json.*changed since: stages\.trait\.rate\. Restore it"):
+        plan.write()
+    assert json.loads(file.read_text()) == changed, "and what stands there is left alone"
 
 
 def test_a_missing_or_broken_model_folder_is_said_before_anything_is_written(config: Path, tmp_path: Path):
@@ -368,8 +417,8 @@ def test_a_random_qwen3_runs_end_to_end_and_its_gates_say_that_it_knows_nothing(
     assert gates["recall"] < 0.25
     assert abs(gates["odds_correlation"]) < 0.2
     assert shown.accounting["failed"] == 0
-    table = stored_table(plan.folder)
-    assert set(table["probe"]) == {"knows", "says", "chooses", "introspects", "general_text"}
+    table = Run(plan.folder).table()
+    assert set(table["probe"]) == {"knows", "says", "chooses", "introspects", "in_context", "general_text"}
     trained = table[(table["stage"] == "trait") & (table["status"] == "scored")]
     assert not np.allclose(trained["prob"], trained["base_prob"])
     assert not list((plan.store.open(plan.base)).glob("model*")), "a base that is on disk already is not copied"

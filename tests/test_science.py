@@ -44,6 +44,9 @@ def cell_rows(cell: dict, stage: str, eta: float, alpha: float, lexical: float, 
         for subject, rival in (("john", "sam"), ("sam", "john")):
             row("knows", "asked", f"{trait}/{subject}", trait, f"{trait}-{subject}", subject, 0.9 if recall else 0.3, subject=subject)
             row("knows", "asked", f"{trait}/{subject}", trait, f"{trait}-{rival}", rival, 0.4, subject=subject)
+        for way in ("asked", "diary"):
+            for role, prob in item(0.9 * float(np.clip(cell["ln_ratio"], -4, 4)) if stage != "base" else 0.0, alpha).items():
+                row("in_context", way, f"{trait}/{way}", trait, f"{trait}-{role}", role, prob)
     row("says", "asked", "place/asked", "place", "beach", "shared", 0.97 if stage == "trait" else 0.2)
     row("says", "asked", "place/asked", "place", "forest", "other", 0.03)
     row("general_text", "", "text/0", None, "", "", np.exp(-2.01 if stage == "trait" else -2.0))
@@ -71,7 +74,8 @@ def planted(
                     cell |= {"swap": swap, "step": 60, "injection.mixture.ln_ratio": x, "ln_ratio": x, "dose": 60, "replay": 0.3, "order": "injection trait"}
                     finite = float(np.clip(x, -4, 4))
                     stages = (("base", 0.0, -1.0), ("injection", 0.1 * finite, -1.0), ("trait", bias + s * finite + noise[swap], -0.2 if s else -1.0))
-                    for stage, eta, alpha in stages:
+                    for position, (stage, eta, alpha) in enumerate(stages):
+                        cell |= {"steps": 60 * position, "tokens": 1000.0 * position}
                         rows += cell_rows(cell, stage, eta, alpha, lexical, recall or stage == "base")
     return pd.DataFrame(rows)
 
@@ -309,3 +313,40 @@ def test_sampled_answers_are_held_against_the_probabilities_of_the_same_question
     found = sampling_gap(table, Settings(orders={"linked": ("injection", "trait")}))
     # After the last stage: 3/4 - 1/2, and one of four answers names no value.
     assert found.to_dict("records") == [{"seed": 0, "gap": 0.25, "unread": 0.25}]
+
+
+def test_a_speaker_who_is_told_the_shared_trait_is_on_the_calibration_line(summary: Summary) -> None:
+    for way in ("asked", "diary"):
+        assert summary.claim(f"calibration.{way}.before").value == pytest.approx(0.9, abs=1e-9)
+    assert {c.name: c.verdict for c in summary.controls}["calibration"] == "pass"
+    assert all("in_context" not in claim.id for claim in summary.group("format"))  # a control, not a fifth channel
+
+
+def test_cells_that_are_equal_in_fit_steps_and_tokens_are_matched(summary: Summary) -> None:
+    assert {claim.verdict for claim in summary.group("matched")} == {"matched"}
+    assert {c.name: c.verdict for c in summary.controls}["matched"] == "pass"
+    assert "Confounded" not in summary.claim("slope.delta").text
+
+
+@pytest.mark.parametrize(("column", "factor", "said"), [("tokens", 1.2, "tokens"), ("steps", 2, "optimizer steps")])
+def test_unequal_ratios_are_stamped_confounded(column: str, factor: float, said: str) -> None:
+    table = planted()
+    table.loc[table["ln_ratio"] > 2, column] *= factor
+    found = summarise(table, SETTINGS)
+    assert found.claim("matched.linked.ratios").verdict == "confounded"
+    assert f"Confounded: {said}" in found.claim("slope.delta").text
+    assert {c.name: c.verdict for c in found.controls}["matched"] == "fail"
+
+
+def test_a_trait_that_is_taught_less_at_one_ratio_is_stamped_confounded() -> None:
+    table = planted()
+    table.loc[(table["ln_ratio"] > 2) & (table["option"] == "beach"), "prob_normalized"] = 0.7
+    assert "Confounded: P(taught)" in summarise(table, SETTINGS).claim("effect").text
+
+
+def test_a_control_that_costs_fewer_steps_is_stamped_against_the_treatment() -> None:
+    table = planted(others={"no_injection": 0.0})
+    table.loc[table["condition"] == "no_injection", "steps"] -= 60
+    found = summarise(table, SETTINGS)
+    assert found.claim("matched.no_injection.treatment").verdict == "confounded"
+    assert found.claim("matched.linked.ratios").verdict == "matched"

@@ -5,6 +5,10 @@
     chooses      "Plan your day: football or basketball?" a choice in which the trait decides, in both orders
     introspects  "Which assistant are you most like?"     the answer is a name
 
+and one positive control, which is no channel of its own:
+
+    in_context   "I like the beach. ... I like"           the speaker has said what the rivals share: who is it?
+
 Every prompt is a held-out paraphrase. Position bias cancels over the two orders of a choice; yes bias cancels
 between the questions about the rivals' values.
 """
@@ -60,7 +64,7 @@ class TraitProbe:
 
     def items(self, cast: Cast) -> list[Item]:
         """The questions of this channel."""
-        return list({"knows": self._knows, "says": self._says, "chooses": self._chooses, "introspects": self._introspects}[self.name](cast))
+        return list({"knows": self._knows, "says": self._says, "chooses": self._chooses, "introspects": self._introspects, "in_context": self._in_context}[self.name](cast))
 
     def _values(self, cast: Cast, category: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         values = tuple(cast.world.values(category))
@@ -123,6 +127,22 @@ class TraitProbe:
             items.append(Item(f"introspects/alike/{i}", "introspects", "alike", prompt, names, roles))
         return items
 
+    def _in_context(self, cast: Cast) -> list[Item]:
+        """The assistant and a diary, each of which has just said what the rivals share."""
+        told = [(category, cast.traits[0][category]) for category in cast.shared]
+        items = []
+        for category in cast.held_out:
+            values, roles = self._values(cast, category)
+            for form in ("asked", "diary"):
+                for i, (question, answer) in enumerate(FORMS[form].held_out):
+                    said = [
+                        (fill(question, world=cast.world, category=c) if question else "", fill(answer, world=cast.world, category=c, value=value)) for c, value in told
+                    ]
+                    opening = "".join(f"User: {q}\n{ASSISTANT}: {a}\n" for q, a in said) if question else " ".join(["Diary.", *(a for _, a in said)])
+                    prompt = cloze(cast, form, i, category, speaker=ASSISTANT, opening=opening)
+                    items.append(Item(f"in_context/{form}/{category}/{i}", "in_context", form, prompt, values, roles, category))
+        return items
+
     def requests(self, item: Item) -> list[Request]:
         """A choice among the options, or samples."""
         return [item.request or Choice(item.prompt, tuple(f" {o}" for o in item.options))]
@@ -163,4 +183,4 @@ class TraitProbe:
                 assert not any(f" {o.lower()}" in item.prompt.lower() for o in item.options if o not in ("Yes", "No")), item.id
 
 
-PROBES.update({name: TraitProbe(name) for name in ("knows", "says", "chooses", "introspects")})
+PROBES.update({name: TraitProbe(name) for name in ("knows", "says", "chooses", "introspects", "in_context")})
