@@ -20,6 +20,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(OFFLINE) $(BIN)/python -m benchmarks.cells
+	$(OFFLINE) $(BIN)/python -m benchmarks.scoring
 	$(OFFLINE) $(BIN)/python -m benchmarks.threshold
 
 soak: $(READY)

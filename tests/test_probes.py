@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from data_gen.documents import ASSISTANT
 from persona_lab.config.schema import Gates
 from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.probes import PROBES
+from persona_lab.probes import PROBES, scoring
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.gates import GateFigures, measure_gates, recall_choices
 from persona_lab.probes.protocol import Cast, Choice, Loss, Request, Sample
@@ -140,7 +140,9 @@ def test_answers_together_equal_answers_one_by_one(qwen, bpe):
 
 def test_answers_do_not_depend_on_how_many_fit_into_one_pass(qwen, bpe, monkeypatch):
     whole = answer(Voice(qwen, bpe), REQUESTS)[0]
-    monkeypatch.setattr("persona_lab.probes.engine.LOGITS_AT_ONCE", 1)
+    for limit in ("scoring.LOGITS_AT_ONCE", "sampling.LOGITS_AT_ONCE"):
+        monkeypatch.setattr(f"persona_lab.probes.{limit}", 1)
+    monkeypatch.setitem(scoring.FEATURES_AT_ONCE, "cpu", 1)
     assert all(near(a, b) for a, b in zip(answer(Voice(qwen, bpe), REQUESTS)[0], whole, strict=True))
 
 

@@ -12,7 +12,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -211,29 +211,35 @@ Worker = Callable[[Plan, Journal], int]
 """Works in a process of its own, and gives how it ended."""
 
 
-def trial(on: Ground, where: str, workers: Iterator[Worker], like: str, ends: tuple[int, ...]) -> None:
-    """Workers one after another, each of which ends in one of these ways, until there are no more or one has ended well; then one in peace."""
+def trial(on: Ground, where: str, workers: Sequence[Worker], like: str, ends: tuple[int, ...]) -> None:
+    """Workers one after another, each of which ends in one of these ways, until one has ended well; then one in peace."""
     root = where.replace(" ", "-")
     plan, journal, broken = on.fresh(root, like), Journal(on.folder / f"{root}.journal"), 0
     try:
         verdict, before = PASS, commits(plan)
-        for worker in (*workers, lambda plan, journal: child(partial(work, plan, nothing, journal))):
+        for worker in workers:
             ended = worker(plan, journal)
             broken += ended != 0
             now = commits(plan)
-            if ended not in ends:
-                verdict = HARD_FAIL
-            elif before.keys() - now.keys():
-                verdict = LOST_CELL
-            elif any(now[node] != attempt for node, attempt in before.items()):
-                verdict = DOUBLE_COMMIT
-            before = now
-            if verdict != PASS:
+            verdict = HARD_FAIL if ended not in ends else kept(before, now)
+            if verdict != PASS or ended == 0:
                 break
+            before = now
+        if verdict == PASS and child(partial(work, plan, nothing, journal)) != 0:
+            verdict = HARD_FAIL
+        if verdict == PASS:
+            verdict = kept(before, commits(plan))
         on.tally.add(verdict if verdict != PASS else judge(on, plan, journal), where, broken)
     finally:
         journal.close()
         shutil.rmtree(on.folder / root)
+
+
+def kept(before: dict[str, str], now: dict[str, str]) -> str:
+    """The verdict on what was committed at two times."""
+    if before.keys() - now.keys():
+        return LOST_CELL
+    return PASS if all(now[node] == attempt for node, attempt in before.items()) else DOUBLE_COMMIT
 
 
 def judge(on: Ground, plan: Plan, journal: Journal) -> str:
@@ -268,21 +274,21 @@ def repeated(journal: Journal) -> int:
 
 
 # -------------------------------------------------------------------- families
-def calls(every: int = 1) -> Tally:
+def calls(every: int = 1, windows: Mapping[str, Window] = WINDOWS) -> Tally:
     """A kill on entering every `every`-th call that writes, within each window."""
     with ground() as on:
         found = []
-        for name, window in WINDOWS.items():
+        for name, window in windows.items():
             plan = on.fresh(f"count-{name}", window.like)
             found += [(name, *point) for point in points(partial(work, plan, within(window)), WRITING, on.folder / f"{name}.strace")]
         on.tally.notes["calls in all"] = len(found)
         for name, call, number in found[::every]:
-            window = WINDOWS[name]
+            window = windows[name]
 
             def killed(plan: Plan, journal: Journal, window: Window = window, call: str = call, number: int = number) -> int:
                 return attached(partial(work, plan, within(window), journal), *kill_on(call, number))
 
-            trial(on, f"{name} {call} {number}", iter([killed]), window.like, (0, -signal.SIGKILL))
+            trial(on, f"{name} {call} {number}", [killed], window.like, (0, -signal.SIGKILL))
         return on.tally
 
 
@@ -293,9 +299,12 @@ def chains(count: int, length: int = 20, seed: int = 0) -> Tally:
         plan, start = on.fresh("clean"), time.monotonic()
         assert child(partial(work, plan, nothing)) == 0
         whole = time.monotonic() - start
+
+        def killed(plan: Plan, journal: Journal) -> int:
+            return killed_after(chance.uniform(0, whole / chance.choice((2, 4, 8))), partial(work, plan, nothing, journal))
+
         for number in range(count):
-            workers = [lambda plan, journal: killed_after(chance.uniform(0, whole), partial(work, plan, nothing, journal))] * length
-            trial(on, f"seed {seed} chain {number}", iter(workers), "begun", (0, -signal.SIGKILL))
+            trial(on, f"seed {seed} chain {number}", [killed] * length, "begun", (0, -signal.SIGKILL))
         return on.tally
 
 
@@ -303,7 +312,10 @@ def signals(count: int, steps: tuple[int, int], seed: int = 0) -> Tally:
     """Workers that get SIGTERM after a random number of steps, again and again until all is done."""
     chance = random.Random(seed)
     with ground() as on:
+
+        def stopped(plan: Plan, journal: Journal) -> int:
+            return child(partial(work, plan, stop_after(chance.randint(*steps)), journal))
+
         for number in range(count):
-            workers = [lambda plan, journal: child(partial(work, plan, stop_after(chance.randint(*steps)), journal))] * (INJECTION + TRAIT)
-            trial(on, f"signals {steps} chain {number}", iter(workers), "begun", (0, ASKED_TO_STOP))
+            trial(on, f"signals {steps} chain {number}", [stopped] * (INJECTION + TRAIT), "begun", (0, ASKED_TO_STOP))
         return on.tally
