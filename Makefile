@@ -1,12 +1,13 @@
 # make demo     the first experiment: 12 cells, a report          make test     every test, offline
 # make check    lint, types, import floors                        make bench    training speed against the machine
-# make soak     breaks the store ten thousand times and counts what was lost
+# make soak     breaks the store ten thousand times and counts what was lost; then the saboteurs
+# make saboteurs  takes the protections away one at a time and counts which the tests miss
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 WANDB_MODE=offline WANDB_API_KEY= HF_TOKEN=
 
-.PHONY: demo test check bench soak
+.PHONY: demo test check bench soak saboteurs
 demo: $(READY)
 	$(BIN)/persona-lab run configs/quickstart.yaml
 
@@ -25,6 +26,10 @@ bench: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.faults --tier long
+	$(MAKE) saboteurs
+
+saboteurs: $(READY)
+	$(OFFLINE) $(BIN)/python -m tests.saboteurs
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is older. Use make PYTHON=python3.11" >&2; exit 2; }

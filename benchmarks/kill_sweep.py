@@ -52,6 +52,9 @@ STEPS, MICRO_BATCH, ACCUMULATION, RATE = lora.TRAIT, 2, 2, 1e-3
 KILLED = STEPS - 1
 """The step whose save is killed."""
 
+UNHARMED = "-o", "/dev/null", "-e", "trace=none"
+"""Options of strace that kill nothing."""
+
 At = Callable[[str, int], None]
 """Called before a step's checkpoint is written (`saving`) and when it is there (`saved`)."""
 
@@ -227,7 +230,7 @@ def sweep(train: Callable[[Task, Path, At], None], task: Task, root: Path, every
         folder = root / f"{call}-{number}"
         shutil.copytree(left, folder)
         with quiet(root / "stderr"):
-            ended = attached(partial(train, task, folder, in_the_save), *kill_on(call, number)) if number else child(partial(train, task, folder, in_the_save))
+            ended = attached(partial(train, task, folder, in_the_save), *(kill_on(call, number) if number else UNHARMED))
             again = child(partial(train, task, folder, always))
         if again != 0:
             verdict = HARD_FAIL

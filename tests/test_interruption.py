@@ -44,7 +44,7 @@ def test_hired_workers_are_told_as_soon_as_it_is_known():
         assert interruption.hired[0].poll() is None
         signal.raise_signal(signal.SIGTERM)
         assert interruption.asked()
-        assert interruption.hired[0].wait() == -signal.SIGTERM
+        assert interruption.hired[0].wait(timeout=60) == -signal.SIGTERM
 
 
 def test_a_hired_worker_whose_employer_is_gone_stops(monkeypatch: pytest.MonkeyPatch):

@@ -41,13 +41,16 @@ STYLE = {
         "titleFontWeight": "normal",
         "labelFontSize": 13,
         "titleFontSize": 13,
+        "titlePadding": 10,
         "gridColor": "#8888",
         "gridOpacity": 0.25,
         "domain": False,
         "tickColor": "#8888",
         "labelLimit": 260,
     },
-    "legend": {"labelColor": "currentColor", "labelFontSize": 13, "orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1, "columnPadding": 12},
+    # Texts are laid out in one font and shown in whatever the reader has: a line each, and room at both ends.
+    "legend": {"labelColor": "currentColor", "labelFontSize": 13, "orient": "top", "title": None, "labelLimit": 260, "symbolOpacity": 1, "columns": 1},
+    "padding": {"left": 24, "right": 24, "top": 5, "bottom": 5},
 }
 
 
