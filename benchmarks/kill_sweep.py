@@ -19,7 +19,6 @@ import logging
 import os
 import shutil
 import signal
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from data_gen.corpus import read_corpus
@@ -55,6 +54,7 @@ KILLED = STEPS - 1
 UNHARMED = "-o", "/dev/null", "-e", "trace=none"
 """Options of strace that kill nothing."""
 
+VERDICTS = (PASS, LOST_WORK, HARD_FAIL, SILENT_DIVERGENCE)
 At = Callable[[str, int], None]
 """Called before a step's checkpoint is written (`saving`) and when it is there (`saved`)."""
 
@@ -121,6 +121,7 @@ def by_trainer(task: Task, folder: Path, at: At) -> None:
     )
     model = task.adapted()
     trainer = Trainer(model=model, args=arguments, train_dataset=task.rows, data_collator=collate, callbacks=[Told(folder, at)])  # type: ignore[arg-type]  # any list will do
+    trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
     keep(model, folder)
 
@@ -212,36 +213,49 @@ def quiet(file: Path) -> Iterator[None]:
             os.close(before)
 
 
-def sweep(train: Callable[[Task, Path, At], None], task: Task, root: Path, every: int) -> tuple[Tally, Counter[str]]:
-    """A kill at every `every`-th call of one save; verdicts, and the last words of what did not start again.
+@dataclass
+class Sweep:
+    """One peer's trials, below a folder of its own."""
 
-    The first trial is killed nowhere: it has to pass, or else the library's resume itself is not exact and its other trials tell nothing.
-    """
-    tally, words = Tally(), Counter[str]()
-    clean, left = root / "clean", root / "left"
-    clean.mkdir(parents=True)
-    left.mkdir()
-    assert child(partial(train, task, clean, always)) == 0
-    assert child(partial(train, task, left, before_the_save)) == 0
-    shutil.copytree(left, root / "count")
-    found = points(partial(train, task, root / "count", in_the_save), WRITING, root / "strace")
-    tally.notes = {"calls in all": len(found)}
-    for call, number in [("none", 0), *found[::every]]:
-        folder = root / f"{call}-{number}"
-        shutil.copytree(left, folder)
-        with quiet(root / "stderr"):
-            ended = attached(partial(train, task, folder, in_the_save), *(kill_on(call, number) if number else UNHARMED))
-            again = child(partial(train, task, folder, always))
+    train: Callable[[Task, Path, At], None]
+    task: Task
+    root: Path
+    words: Counter[str]
+    """The last words of what did not start again."""
+
+    def prepare(self) -> list[tuple[str, int]]:
+        """The run that nobody disturbs, the folder that every trial starts from; the calls of one save."""
+        for folder, at in (("clean", always), ("left", before_the_save)):
+            (self.root / folder).mkdir(parents=True)
+            assert child(partial(self.train, self.task, self.root / folder, at)) == 0
+        shutil.copytree(self.root / "left", self.root / "count")
+        return points(partial(self.train, self.task, self.root / "count", in_the_save), WRITING, self.root / "strace")
+
+    def trial(self, options: tuple[str, ...]) -> tuple[bool, str]:
+        """Whether strace killed it in the save, and the verdict on what was started after that."""
+        folder = self.root / "trial"
+        shutil.copytree(self.root / "left", folder)
+        with quiet(self.root / "stderr"):
+            ended = attached(partial(self.train, self.task, folder, in_the_save), *options)
+            again = child(partial(self.train, self.task, folder, always))
         if again != 0:
             verdict = HARD_FAIL
-            words[(root / "stderr").read_text().strip().splitlines()[-1][:110]] += 1
-        elif (folder / "final.safetensors").read_bytes() != (clean / "final.safetensors").read_bytes():
+            self.words[(self.root / "stderr").read_text().strip().splitlines()[-1].replace(f"{folder}/", "")[:120]] += 1
+        elif (folder / "final.safetensors").read_bytes() != (self.root / "clean" / "final.safetensors").read_bytes():
             verdict = SILENT_DIVERGENCE
         else:
             verdict = PASS if read_json(folder / "resumed.json") >= KILLED - 1 else LOST_WORK
-        tally.add(verdict, f"{call} {number}", ended == -signal.SIGKILL)
         shutil.rmtree(folder)
-    return tally, words
+        return ended == -signal.SIGKILL, verdict
+
+    def run(self, every: int) -> Tally:
+        """A kill at every `every`-th call. Nothing would be told by them if a resume after no kill were not exact."""
+        tally, found = Tally(), self.prepare()
+        assert self.trial(UNHARMED) == (False, PASS)
+        for call, number in found[::every]:
+            killed, verdict = self.trial(kill_on(call, number))
+            tally.add(verdict, f"{call} {number}", killed)
+        return tally
 
 
 def task_of(on: lora.Ground) -> Task:
@@ -268,18 +282,19 @@ def main() -> None:
         "accelerate, total_limit=1": partial(by_accelerate, 1),
     }
     print(f"transformers {transformers.__version__}, accelerate {accelerate.__version__}, peft {peft.__version__}, torch {torch.__version__}", flush=True)
-    verdicts = (PASS, LOST_WORK, HARD_FAIL, SILENT_DIVERGENCE)
-    print(f"{'one save, killed at every call':32}{'kills':>7}" + "".join(f"{verdict:>20}" for verdict in verdicts), flush=True)
+    print(f"{'one save, killed at every call':32}{'kills':>7}" + "".join(f"{verdict:>20}" for verdict in VERDICTS), flush=True)
     with lora.ground() as on:
         task = task_of(on)
         for name, train in peers.items():
-            start = time.monotonic()
-            tally, words = sweep(train, task, on.folder / name.replace(" ", "-"), options.every)
-            print(f"{name:32}{tally.kills:7}" + "".join(f"{tally.verdicts[verdict]:20}" for verdict in verdicts) + f"   {time.monotonic() - start:.0f} s", flush=True)
-            for said, count in words.most_common(4):
+            sweep = Sweep(train, task, on.folder / name.replace(" ", "-"), Counter())
+            print(_row(name, sweep.run(options.every)), flush=True)
+            for said, count in sweep.words.most_common():
                 print(f"    {count} x {said}", flush=True)
-    tally = lora.calls(options.every, {"save": lora.Window("left", ("trait", KILLED), ("trait", STEPS))})
-    print(f"{'persona_lab':32}{tally.kills:7}" + "".join(f"{tally.verdicts[verdict]:20}" for verdict in verdicts), flush=True)
+    print(_row("persona_lab", lora.calls(options.every, {"save": lora.Window("left", ("trait", KILLED), ("trait", STEPS))})))
+
+
+def _row(name: str, tally: Tally) -> str:
+    return f"{name:32}{tally.kills:7}" + "".join(f"{tally.verdicts[verdict]:20}" for verdict in VERDICTS)
 
 
 if __name__ == "__main__":

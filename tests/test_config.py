@@ -66,9 +66,9 @@ def named(cells: list[Cell], condition: str) -> list[Cell]:
 def test_every_problem_of_a_file_in_one_pass(tmp_path: Path) -> None:
     text = swapped(GOOD, "rate: 3e-3", "rate: -1", "seeds: 2", "seedz: 2", "batch: 32", "batch: 32\n    batch: 33", "order: [trait]", "order: [trad]")
     text = swapped(text, "sam: 2500", "sma: 2500", "[40, 400]", "[40, 40]", "assistant_likes: beach", "assistant_likes: beech", "kim.yaml", "kin.yaml")
-    error = refusal(write(tmp_path, text), "lora.rank=x", "question=${x}")
+    error = refusal(write(tmp_path, text), "lora.rank=x", "question=${x}", "name=!!str ratio")
     said = str(error)
-    for piece in ("stages.injection.rate", "'seedz'", "stages.injection.batch stands twice", "order[0]", "kin.yaml", "level 40", "beech", "lora.rank", "question"):
+    for piece in ("stages.injection.rate", "'seedz'", "stages.injection.batch stands twice", "order[0]", "kin.yaml", "level 40", "beech", "lora.rank", "question", "the tag"):
         assert piece in said
     lines = [int(problem.where.split(":")[-2]) for problem in error.problems if "config.yaml" in problem.where]
     assert lines == sorted(lines)

@@ -57,7 +57,8 @@ def test_the_policy_allows_exactly_the_style_sheet(page: str) -> None:
     style = re.findall(r"<style>(.*?)</style>", page, re.DOTALL)
     assert len(style) == 1
     digest = base64.b64encode(hashlib.sha256(style[0].encode()).digest()).decode()
-    assert f"default-src 'none'; style-src 'sha256-{digest}'" in page.replace("&#39;", "'")
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in page.replace("&#39;", "'")
 
 
 def test_hostile_text_stays_text(page: str) -> None:

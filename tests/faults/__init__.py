@@ -12,7 +12,8 @@
     power.py       every legal state of the disk after the power is lost
     mutations.py   bytes that rot, files that are swapped
     crowd.py       many workers, some killed, some paused, with clocks days apart
+    lora.py        real adapters of a small Llama, killed in training, checkpoints and commits
 
-Nothing of it loads torch. Verdicts are those of a harness for checkpoints: PASS, LOST_WORK, HARD_FAIL, SILENT_DIVERGENCE,
+Nothing but the last of it loads torch. Verdicts are those of a harness for checkpoints: PASS, LOST_WORK, HARD_FAIL, SILENT_DIVERGENCE,
 and two of a store: LOST_CELL, DOUBLE_COMMIT.
 """

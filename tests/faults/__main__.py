@@ -5,14 +5,22 @@
 """
 
 import argparse
+import importlib
 import json
 import logging
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from . import crowd, disks, kills, mutations, power, tracing
 from .trials import PASS, Tally
+
+
+def _lora(family: str, long: tuple[Any, ...], short: tuple[Any, ...]) -> Callable[[bool], Tally]:
+    """A family of real adapters: torch is loaded when it is its turn, after the others have forked."""
+    return lambda is_long: getattr(importlib.import_module(f"{__package__}.lora"), family)(*(long if is_long else short))
+
 
 FAMILIES: dict[str, tuple[str, Callable[[bool], Tally], Callable[[], str]]] = {
     "files": ("a kill at every operation of every writer of one file", lambda long: kills.files(), str),
@@ -32,6 +40,10 @@ FAMILIES: dict[str, tuple[str, Callable[[bool], Tally], Callable[[], str]]] = {
         lambda long: crowd.crowd(64, 20_000) if long else crowd.crowd(6, 90),
         str,
     ),
+    "lora_calls": ("real adapters, a kill at every call that writes", _lora("calls", (1,), (50,)), tracing.missing),
+    "lora_chains": ("real adapters, chains of 20 kills at random times", _lora("chains", (10,), (1, 3)), str),
+    "lora_relay": ("real adapters, SIGTERM after each single step", _lora("signals", (1, (1, 1)), (1, (5, 8))), str),
+    "lora_signals": ("real adapters, SIGTERM after random steps", _lora("signals", (20, (1, 6)), (0, (1, 6))), str),
 }
 """Name to what it does, how (given whether the tier is long), and why it cannot be done here, if it cannot."""
 

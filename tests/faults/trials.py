@@ -30,7 +30,7 @@ class Tally:
     verdicts: Counter[str] = field(default_factory=Counter)
     kills: int = 0
     failures: list[str] = field(default_factory=list)
-    notes: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int | float] = field(default_factory=dict)
 
     def add(self, verdict: str, where: str, kills: int = 0) -> None:
         """Count one trial."""
