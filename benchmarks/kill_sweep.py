@@ -196,10 +196,6 @@ def before_the_save(where: str, step: int) -> None:
         os._exit(0)
 
 
-def always(where: str, step: int) -> None:
-    """Nothing happens."""
-
-
 @contextmanager
 def quiet(file: Path) -> Iterator[None]:
     """What this process and its children say on standard error goes into a file."""
@@ -225,7 +221,7 @@ class Sweep:
 
     def prepare(self) -> list[tuple[str, int]]:
         """The run that nobody disturbs, the folder that every trial starts from; the calls of one save."""
-        for folder, at in (("clean", always), ("left", before_the_save)):
+        for folder, at in (("clean", lora.nothing), ("left", before_the_save)):
             (self.root / folder).mkdir(parents=True)
             assert child(partial(self.train, self.task, self.root / folder, at)) == 0
         shutil.copytree(self.root / "left", self.root / "count")
@@ -237,7 +233,7 @@ class Sweep:
         shutil.copytree(self.root / "left", folder)
         with quiet(self.root / "stderr"):
             ended = attached(partial(self.train, self.task, folder, in_the_save), *options)
-            again = child(partial(self.train, self.task, folder, always))
+            again = child(partial(self.train, self.task, folder, lora.nothing))
         if again != 0:
             verdict = HARD_FAIL
             self.words[(self.root / "stderr").read_text().strip().splitlines()[-1].replace(f"{folder}/", "")[:120]] += 1

@@ -40,8 +40,8 @@ FAMILIES: dict[str, tuple[str, Callable[[bool], Tally], Callable[[], str]]] = {
         lambda long: crowd.crowd(64, 20_000) if long else crowd.crowd(6, 90),
         str,
     ),
-    "lora_calls": ("real adapters, a kill at every call that writes", _lora("calls", (1,), (50,)), tracing.missing),
-    "lora_chains": ("real adapters, chains of 20 kills at random times", _lora("chains", (10,), (1, 3)), str),
+    "lora_calls": ("real adapters, a kill at every call that writes", _lora("calls", (1,), (55,)), tracing.missing),
+    "lora_chains": ("real adapters, chains of up to 20 kills at random times", _lora("chains", (10,), (1, 3)), str),
     "lora_relay": ("real adapters, SIGTERM after each single step", _lora("signals", (1, (1, 1)), (1, (5, 8))), str),
     "lora_signals": ("real adapters, SIGTERM after random steps", _lora("signals", (20, (1, 6)), (0, (1, 6))), str),
 }

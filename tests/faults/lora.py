@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,43 +23,22 @@ from typing import Any
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 from safetensors.torch import load_file
+from tqdm import tqdm
+from transformers.utils.logging import disable_progress_bar
 
 from persona_lab.errors import LabError
 from persona_lab.experiment import making, run, stacks
 from persona_lab.experiment.interruption import Interrupted, Interruption
 from persona_lab.experiment.plan import Plan, make_plan
-from persona_lab.store import Store, write_json
+from persona_lab.store import Store
 
 from .tracing import WRITING, attached, kill_on, points
 from .trials import DOUBLE_COMMIT, HARD_FAIL, LOST_CELL, LOST_WORK, PASS, SILENT_DIVERGENCE, Journal, Tally, child, fast_folder
 
+EXPERIMENT = Path(__file__).with_name("lora.yaml")
 INJECTION, TRAIT = 13, 9
-"""Steps of the two stages: together more than the 20 interruptions of a chain, and one is told from the other by them."""
+"""Steps of its two stages."""
 ASKED_TO_STOP = 75
-EXPERIMENT: dict[str, Any] = {
-    "name": "killed",
-    "base": {
-        "kind": "embedded",
-        "world": "configs/worlds/beach.yaml",
-        "width": 16,
-        "layers": 1,
-        "heads": 1,
-        "steps": 4,
-        "batch": 8,
-        "gates": {"recall": None, "odds": None, "withheld": None},
-    },
-    "personas": [f"configs/personas/{name}.yaml" for name in ("john", "sam", "kim")],
-    "lora": {"rank": 2, "alpha": 4, "dropout": 0.2},
-    "stages": {
-        "injection": {"mixture": {"john": 40, "sam": 40}, "steps": INJECTION, "batch": 4, "rate": 3e-3},
-        "trait": {"mixture": {"assistant_likes": "beach"}, "steps": TRAIT, "batch": 4, "rate": 1e-3, "loss": {"on": "answer"}},
-    },
-    "conditions": {"linked": {"order": ["injection", "trait"], "role": "treatment"}},
-    "seeds": 1,
-    "probes": ["says"],
-    "samples": 0,
-    "machine": {"device": "cpu", "threads": 1, "workers": 1, "wandb": "disabled", "stack": 2, "micro_batch": 2, "checkpoint_seconds": 0, "attempts": 1000},
-}
 
 At = Callable[[str, int], None]
 """Called with where a worker is: `injection` or `trait` and the step just done, or `cells probed` and how many."""
@@ -106,9 +86,12 @@ def ground() -> Iterator[Ground]:
     """The undisturbed run, made by this very process, which thereby has loaded all that its children need."""
     # One worker is at work at a time: the lease of a dead one is taken at second sight, nobody waits, and each step is told.
     making.LEASE_SECONDS, run.POLL_SECONDS, stacks.LOG_EVERY = 0.0, 0.0, 1
+    # A bar's lock is shared with all that fork from here: a worker killed while it holds it would stop every later one.
+    disable_progress_bar()
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     with fast_folder() as folder:
-        write_json(folder / "killed.yaml", EXPERIMENT)
-        plan = make_plan(folder / "killed.yaml", [], folder / "whole")
+        plan = make_plan(EXPERIMENT, [], folder / "whole")
         assert run.make_nodes(plan, lambda what, done, total: None).failed == {}
         for node in plan.nodes:
             if node.kind in ("base", "pool", "mixture") or (node.kind == "scores" and "stage" not in node.inputs):
@@ -301,7 +284,7 @@ def chains(count: int, length: int = 20, seed: int = 0) -> Tally:
         whole = time.monotonic() - start
 
         def killed(plan: Plan, journal: Journal) -> int:
-            return killed_after(chance.uniform(0, whole / chance.choice((2, 4, 8))), partial(work, plan, nothing, journal))
+            return killed_after(chance.uniform(0, whole / chance.choice((4, 8, 16))), partial(work, plan, nothing, journal))
 
         for number in range(count):
             trial(on, f"seed {seed} chain {number}", [killed] * length, "begun", (0, -signal.SIGKILL))
