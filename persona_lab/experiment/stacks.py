@@ -59,19 +59,28 @@ def train_next(shop: "Workshop", wanted: Sequence[Any], workers: int, doomed: Co
 
 
 def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, str] | None:
-    """Train the first of the ready trajectories that are free."""
+    """Train the first of the ready trajectories that are free; None when there is none, or when it is too early to tell."""
     with ExitStack() as held:
         lines: list[Line] = []
         leases: list[Lease] = []
+        missed: list[Line] = []
         for line in ready:
             same = [other for other in ready if other.key == (lines or [line])[0].key]
-            if line not in same or len(lines) >= stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers):
+            if line not in same or len(lines) >= (size := stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers)):
                 continue
             lease = shop.lease_line(line)
             if lease is not None:
                 lines.append(line)
                 leases.append(held.enter_context(lease))
-        return _train(shop, lines, leases, None) if lines else None
+            elif not lines:
+                missed.append(line)
+        if not lines:
+            return None
+        # Leases are taken in order, and a stack with all of its leases is under way and no longer ready. So whoever holds an earlier one is
+        # taking them just now, or was killed at it: then they come free together, and the stack is the one that it would have been.
+        if len(lines) < size and any(line.key == lines[0].key for line in missed):
+            return None
+        return _train(shop, lines, leases, None)
 
 
 def _resume(shop: "Workshop", under_way: Checkpoints, mine: Sequence[Line]) -> dict[str, str] | None:
