@@ -64,10 +64,14 @@ def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, s
         lines: list[Line] = []
         leases: list[Lease] = []
         missed: list[Line] = []
+        size = 0
         for line in ready:
             same = [other for other in ready if other.key == (lines or [line])[0].key]
-            if line not in same or len(lines) >= (size := stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers)):
+            if line not in same:
                 continue
+            size = stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers)
+            if len(lines) >= size:
+                break
             lease = shop.lease_line(line)
             if lease is not None:
                 lines.append(line)
