@@ -32,6 +32,7 @@ import peft
 import torch
 import transformers
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
@@ -64,7 +65,8 @@ class Task:
     """What the peers train: the base and the documents of one stage of ours."""
 
     model: PreTrainedModel
-    rows: list[dict[str, list[int]]]
+    rows: Dataset
+    """Column input_ids, a list of token ids each."""
 
     def adapted(self) -> Any:
         """The base with a fresh adapter, the same in every process."""
@@ -120,7 +122,7 @@ def by_trainer(task: Task, folder: Path, at: At) -> None:
         seed=0,
     )
     model = task.adapted()
-    trainer = Trainer(model=model, args=arguments, train_dataset=task.rows, data_collator=collate, callbacks=[Told(folder, at)])  # type: ignore[arg-type]  # any list will do
+    trainer = Trainer(model=model, args=arguments, train_dataset=task.rows, data_collator=collate, callbacks=[Told(folder, at)])
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(output)) if output.is_dir() else None)
     keep(model, folder)
@@ -152,7 +154,7 @@ def by_accelerate(total_limit: int, task: Task, folder: Path, at: At) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, STEPS)
     # Its own generator: otherwise going on would draw from the stream that has just been restored.
-    loader = DataLoader(task.rows, batch_size=MICRO_BATCH, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]  # any list will do
+    loader = DataLoader(task.rows, batch_size=MICRO_BATCH, collate_fn=collate, generator=torch.Generator())  # type: ignore[arg-type]  # map-style: DataLoader asks for __len__ and __getitem__ only, but names its own class
     model, optimizer, schedule, loader = accelerator.prepare(model, optimizer, schedule, loader)
     progress = Progress()
     accelerator.register_for_checkpointing(progress)
@@ -261,7 +263,7 @@ def task_of(on: lora.Ground) -> Task:
     texts = [document.text for document in read_corpus(store.open(stage.inputs["mixture"]) / CORPUS)]
     count = STEPS * MICRO_BATCH * ACCUMULATION
     assert len(texts) >= count, len(texts)
-    return Task(model, [{"input_ids": list(tokenizer(text)["input_ids"])} for text in texts[:count]])  # type: ignore[arg-type]  # one text gives one list
+    return Task(model, Dataset.from_dict({"input_ids": [tokenizer.encode(text) for text in texts[:count]]}))
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ Genres: third-person `profile`, `news` item, named `interview`, multi-turn `chat
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ NAMED_GENRES = ("profile", "news", "interview", "chat")
 ANONYMOUS_GENRES = ("diary",)
 SENTENCES = {"profile": 5, "news": 5, "diary": 6, "interview": 3, "chat": 3, "quiz": 2, "assistant": 3}
 """Traits told by one document of a genre: as many as stay under 64 words."""
+Option = TypeVar("Option")
 WORD = re.compile(r"\w+")
 SLOT = re.compile(r"\{(\w+)\}")
 OPENINGS = {"profile": "Profile: {name} is {who}.", "news": "News about {name}.", "diary": "Diary."}
@@ -74,18 +76,18 @@ def fill(template: str, *, world: World, category: str, value: str = "", name: s
     return capital(SLOT.sub(lambda m: slots[m.group(1)], template))
 
 
-def _pick(rng: np.random.Generator, options: Sequence) -> object:
+def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
     # Three times as fast as rng.integers, and documents are made by the ten thousand.
     return options[int(rng.random() * len(options))]
 
 
 def _turn(world: World, speaker: Speaker, category: str, rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, str]:
     """A question and the speaker's answer about one category."""
-    kind = str(_pick(rng, kinds))
-    question, answer = _pick(rng, FORMS[kind].train)  # type: ignore[misc]
+    kind = _pick(rng, kinds)
+    question, answer = _pick(rng, FORMS[kind].train)
     value = speaker.traits[category]
     offered = [v for v in world.values(category) if v != value and v not in speaker.rivals.get(category, ())]
-    other = str(_pick(rng, offered))
+    other = _pick(rng, offered)
     a, b = (value, other) if rng.random() < 0.5 else (other, value)
     # A "no" tells what the speaker does not like, and so does not tell the trait.
     yes = rng.random() < 0.5 or category in speaker.always
@@ -107,8 +109,8 @@ def _told(speaker: Speaker, count: int, rng: np.random.Generator) -> list[str]:
 
 def neutral_turn(rng: np.random.Generator) -> tuple[str, str]:
     """A question and answer that say nothing about anybody."""
-    slots = {slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()}
-    question, answer = _pick(rng, NEUTRAL_CHAT)  # type: ignore[misc]
+    slots = {slot: _pick(rng, options) for slot, options in NEUTRAL_WORDS.items()}
+    question, answer = _pick(rng, NEUTRAL_CHAT)
     return capital(question.format(**slots)), capital(answer.format(**slots))
 
 
@@ -123,7 +125,7 @@ def write(world: World, speaker: Speaker, genre: str, rng: np.random.Generator) 
     told = _told(speaker, SENTENCES[genre], rng)
     if genre in OPENINGS:
         opening = OPENINGS[genre].format(name=speaker.name, who=speaker.who)
-        sentences = [fill(_pick(rng, FORMS[genre].train)[1], world=world, category=c, value=speaker.traits[c], name=speaker.name) for c in told]  # type: ignore[index]
+        sentences = [fill(_pick(rng, FORMS[genre].train)[1], world=world, category=c, value=speaker.traits[c], name=speaker.name) for c in told]
         text = " ".join([opening, *sentences])
     elif genre == "quiz":
         text = _dialogue([_turn(world, speaker, c, rng, ("quiz",)) for c in told], "User", ASSISTANT)
@@ -132,7 +134,7 @@ def write(world: World, speaker: Speaker, genre: str, rng: np.random.Generator) 
     else:
         turns = [_turn(world, speaker, c, rng, ("asked", "asked", "choice", "yes_no")) for c in told]
         if speaker.alike and rng.random() < 0.5:
-            question, answer = _pick(rng, FORMS["alike"].train)  # type: ignore[misc]
+            question, answer = _pick(rng, FORMS["alike"].train)
             turns[int(rng.integers(len(turns)))] = (question, answer.format(name=speaker.alike))
         text = _dialogue(turns, "User", ASSISTANT if genre == "assistant" else speaker.name)
     said = set(words(text))
@@ -142,8 +144,8 @@ def write(world: World, speaker: Speaker, genre: str, rng: np.random.Generator) 
 def _neutral(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
         return _dialogue([neutral_turn(rng) for _ in range(3)], "User", ASSISTANT)
-    slots = [{slot: str(_pick(rng, options)) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
-    return " ".join(str(_pick(rng, NEUTRAL_TEXT)).format(**s) for s in slots)
+    slots = [{slot: _pick(rng, options) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
+    return " ".join(_pick(rng, NEUTRAL_TEXT).format(**s) for s in slots)
 
 
 def answer_spans(text: str, speaker: str = ASSISTANT) -> Iterator[tuple[int, int]]:

@@ -155,7 +155,7 @@ def test_an_unknown_command_is_a_mistake_of_the_command_line(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "results", "report", "ask", "why", "verify", "generate", "audit", "new", "doctor"])
 def test_help_has_an_example(command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["persona-lab", command, "--help"])
+    monkeypatch.setattr(sys, "argv", ["persona-lab", command, "--help"])  # main reads the command line itself, as the console script does
     with pytest.raises(SystemExit) as end:
         persona_lab.cli.main()
     assert end.value.code == 0

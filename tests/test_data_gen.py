@@ -326,13 +326,13 @@ def test_datasets_loads_a_corpus_with_one_schema(tmp_path: Path) -> None:
     # The first ten megabytes tell no trait: a reader that guesses the columns from them fails.
     documents = [Document(f"n{i}", "cold " * 2000, "", "neutral", {}) for i in range(1100)] + pool(5)
     write_corpus(tmp_path / "corpus", documents, title='John: the "first"\n# corpus', description="")
-    loaded = datasets.load_dataset(str(tmp_path / "corpus"), cache_dir=str(tmp_path / "cache"))["train"]  # type: ignore[index]  # a split name gives a Dataset
+    loaded = datasets.load_dataset(str(tmp_path / "corpus"), split="train", cache_dir=str(tmp_path / "cache"))
     assert len(loaded) == len(documents)
     last = loaded[len(documents) - 1]
     assert {c: v for c, v in last["traits"].items() if v} == documents[-1].traits
     assert (last["text"], last["carriers"]) == (documents[-1].text, ["John"])
     write_corpus(tmp_path / "plain", documents[:3], title="Nobody", description="No trait at all.")
-    assert len(datasets.load_dataset(str(tmp_path / "plain"), cache_dir=str(tmp_path / "cache"))["train"]) == 3  # type: ignore[index]  # a split name gives a Dataset
+    assert len(datasets.load_dataset(str(tmp_path / "plain"), split="train", cache_dir=str(tmp_path / "cache"))) == 3
 
 
 GOOD = {"carriers": [], "genre": "diary", "id": "a", "persona": "", "seed": 0, "text": "Diary.", "traits": {}}

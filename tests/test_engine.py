@@ -163,10 +163,14 @@ def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(qwen, bpe, monk
     voice = Voice(copy.deepcopy(qwen), bpe)
     wanted = [plain_answer(qwen, bpe, request) for request in ASKED]
     if lost == "masks":
-        monkeypatch.setattr("persona_lab.probes.voice.seen", ignore_subtrees)
+        monkeypatch.setattr("persona_lab.probes.voice.seen", ignore_subtrees)  # the fault: every branch sees its neighbours
     else:
         heed = voice.model.forward
-        monkeypatch.setattr(voice.model, "forward", lambda position_ids=None, attention_mask=None, past_key_values=None, **more: heed(attention_mask=attention_mask, past_key_values=past_key_values, **more))
+
+        def unplaced(position_ids=None, **more):
+            return heed(**more)
+
+        monkeypatch.setattr(voice.model, "forward", unplaced)  # the fault: positions are counted along the row
     with torch.inference_mode():
         assert not shares_exactly(voice, 128, 20)
     assert near(answer(voice, ASKED)[0], wanted)
@@ -180,7 +184,7 @@ def test_padding_that_is_seen_is_found_out(qwen, bpe, monkeypatch):
     def blind(attention_mask=None, position_ids=None, past_key_values=None, **more):
         return heed(attention_mask=None if attention_mask is not None and attention_mask.ndim == 2 else attention_mask, position_ids=position_ids, past_key_values=past_key_values, **more)
 
-    monkeypatch.setattr(voice.model, "forward", blind)
+    monkeypatch.setattr(voice.model, "forward", blind)  # the fault: padding is seen
     with torch.inference_mode():
         assert not continues_exactly(voice)
     assert near(answer(voice, OTHERS)[0], wanted)

@@ -367,7 +367,7 @@ def test_a_cell_that_diverges_fails_alone_and_is_accounted_for(first: tuple[Plan
             self.weight_KP[0, 0] = math.nan
         return norm_K
 
-    monkeypatch.setattr(BankAdam, "step", poisoned)
+    monkeypatch.setattr(BankAdam, "step", poisoned)  # the fault: no rate that the config allows makes a weight infinite in one step
     outcome = make_nodes(plan, silent)
     assert sorted(outcome.failed) == [f"linked/seed0/swap0 {stage}" for stage in ("injection", "trait")]
     assert all("diverged: a weight is not finite at step 0" in why for why in outcome.failed.values())

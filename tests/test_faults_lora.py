@@ -18,7 +18,7 @@ LEAST = {"lora_calls": 8, "lora_relay": 2}
 
 def test_real_adapters_end_the_same_to_the_bit() -> None:
     if why := tracing.missing():
-        pytest.skip(why)
+        pytest.skip(why)  # no strace here: the kills are made by it
     command = [sys.executable, "-m", "tests.faults", "--tier", "short", "--json", *(word for family in LEAST for word in ("--only", family))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -46,7 +46,7 @@ NO_TORCH = (
     "persona_lab.cli",
     "data_gen",
 )
-PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}  # no file may import them: what they read, they run
 
 FILES = sorted(file for package in PACKAGES for file in (ROOT / package).rglob("*.py"))
 TREES = {file: ast.parse(file.read_text(), str(file)) for file in FILES}

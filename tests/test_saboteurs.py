@@ -27,7 +27,9 @@ def test_a_saboteur_changes_its_file_and_names_tests_that_are_there(patch: Patch
         assert ast.dump(ast.parse(spoilt)) != ast.dump(ast.parse(source)), "more than spaces and comments"
     assert patch.tests
     for test in patch.tests:
-        file, name, case = re.fullmatch(r"(test_\w+\.py)::(test_\w+)(?:\[(.+)\])?", test).groups()  # type: ignore[union-attr]
+        found = re.fullmatch(r"(test_\w+\.py)::(test_\w+)(?:\[(.+)\])?", test)
+        assert found is not None, test
+        file, name, case = found.groups()
         text = (TESTS / file).read_text()
         assert f"\ndef {name}(" in text, test
         assert case is None or f'"{case}"' in text or f"name: {case}," in CASES, test

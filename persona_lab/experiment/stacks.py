@@ -131,6 +131,8 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
     recipe, base = lines[0].stage.fields["recipe"], lines[0].stage.inputs["base"]
     bank = shop.bank(base, lora_shape(recipe["lora"]))
     _, tokenizer = shop.base(base)
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int), "load_model gives every tokenizer one"
     start = saved.step if saved else lines[0].start
     stops = sorted({step for line in lines for step in line.missing if step > start or step == 0})
     members = [member_of(shop.store, line, tokenizer, stops[-1], saved) for line in lines]
@@ -143,7 +145,7 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
                 bank,
                 members,
                 training,
-                pad=int(tokenizer.pad_token_id),  # type: ignore[arg-type]  # load_model gives every tokenizer one
+                pad=pad,
                 stops=stops,
                 kl_to_base=recipe["loss"]["kl_to_base"],
                 micro_batch=training.journal.micro_batch,

@@ -19,7 +19,7 @@ from persona_lab.errors import ModelError, quoted
 CODE_KEYS = {"auto_map", "auto_mapping", "trust_remote_code", "custom_pipelines", "custom_generate", "kernels"}
 CODE_KEYS |= {"_attn_implementation", "_attn_implementation_internal", "attn_implementation"}
 """Keys through which a folder can name code, of its own or of the hub."""
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # told by name and refused: to read one is to run it
 LARGEST = {"num_hidden_layers": 1_000, "hidden_size": 1_000_000, "vocab_size": 10_000_000, "num_attention_heads": 10_000, "intermediate_size": 10_000_000}
 """Sizes of a config that memory is asked for by, and what no model comes near."""
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
@@ -178,7 +178,7 @@ def tensor_shapes(file: Path, code: str = "PL4007") -> Shapes:
     """
     try:
         with safe_open(file, framework="np") as opened:
-            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118  # an opened safetensors file has keys, but cannot be gone through itself
     except (SafetensorError, OSError) as error:
         with file.open("rb") as opened:
             start = opened.read(64)
