@@ -21,6 +21,7 @@ from data_gen.world import World
 from persona_lab.config.load import load_persona, load_world
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.protocol import Cast
+from persona_lab.train.batches import Row, encode
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -49,6 +50,20 @@ def tokenizer(world: World) -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def texts(world: World) -> list[str]:
     return [world_document(world, 0, i).text for i in range(400)]
+
+
+@pytest.fixture
+def rows(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[Row]:
+    """Documents as tokens, loss on all of them."""
+    return encode(tokenizer, texts[:64], on="all", where="test")
+
+
+@pytest.fixture(scope="module")
+def from_the_root():
+    """Paths in experiment files are taken from the current folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
 from scipy.stats import t
 
 from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, measure, search_of, sweep
@@ -24,6 +23,7 @@ from persona_lab.science import summarise
 from persona_lab.science.adaptive import Pairs, Posterior, decide, next_batch
 from persona_lab.store.files import read_json
 
+pytestmark = pytest.mark.usefixtures("from_the_root")
 ASKED = Adaptive(search="adaptive", budget=200)
 SEARCH = search_of(ASKED)
 RATIO = "injection.mixture.ln_ratio"
@@ -110,14 +110,6 @@ def test_too_few_scored_pairs_end_the_search():
 
 
 # ------------------------------------------------------------------ the experiment file
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root():
-    """Paths in experiment files are taken from the current folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
-
-
 def asks(factor: str, *more: str) -> tuple[str, list[str]]:
     return "configs/quickstart.yaml", [f"factors.{RATIO}={factor}", "seeds=[5]", *more]
 
@@ -156,7 +148,7 @@ def planned(runs: Path) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, _from_the_root: None) -> Plan:
+def done(tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> Plan:
     """Scored and decided until the search has ended."""
     plan = planned(tmp_path_factory.mktemp("search") / "runs")
     score(plan)

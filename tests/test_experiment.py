@@ -30,6 +30,8 @@ from persona_lab.store import Store
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.train.optimizers import BankAdam
 
+pytestmark = pytest.mark.usefixtures("from_the_root")
+
 TINY: dict[str, Any] = {
     "name": "tiny",
     "base": {
@@ -74,14 +76,6 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return file
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root():
-    """Paths in experiment files are taken from the current folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder whose store the tests of this file share."""
@@ -94,7 +88,7 @@ def config(runs: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(config: Path, runs: Path, _from_the_root: None) -> tuple[Plan, Outcome, pd.DataFrame]:
+def first(config: Path, runs: Path, from_the_root: None) -> tuple[Plan, Outcome, pd.DataFrame]:
     """The tiny experiment, made and shown."""
     plan = make_plan(config, runs=runs)
     outcome = make_nodes(plan, silent)
@@ -113,7 +107,7 @@ def cells_of(plan: Plan, condition: str) -> list[PlannedCell]:
 
 # ------------------------------------------------------------------ the plan
 @pytest.fixture(scope="module")
-def controls(tmp_path_factory: pytest.TempPathFactory, _from_the_root: None) -> Plan:
+def controls(tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> Plan:
     """The tiny experiment with every control: planned, never made."""
     folder = tmp_path_factory.mktemp("controls")
     stages = TINY["stages"] | {"neutral": TINY["stages"]["trait"] | {"mixture": {"assistant_likes": "tuesday"}}}

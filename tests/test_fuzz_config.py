@@ -16,12 +16,13 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from test_config import problems_of
 
 from data_gen.corpus import read_corpus, read_texts
 from data_gen.errors import DataError
 from data_gen.world import Slug
 from persona_lab.cli import main
-from persona_lab.config import expand, load_experiment, load_persona, load_world
+from persona_lab.config import load_persona, load_world
 from persona_lab.errors import ConfigError, ModelError, Problem, printable, quoted
 from persona_lab.models.inspection import read_json, tensor_shapes
 
@@ -51,15 +52,6 @@ def put(folder: Path, data: bytes, name: str = "file") -> Path:
     file = folder / name
     file.write_bytes(data)
     return file
-
-
-def problems_of(file: Path, *overrides: str) -> list[Problem]:
-    """What is wrong with an experiment; anything but a ConfigError escapes and fails the test."""
-    try:
-        expand(load_experiment(file, overrides))
-    except ConfigError as error:
-        return error.problems
-    return []
 
 
 # Experiments

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from test_experiment import BRIEF, TINY, silent, write_config
 from torch import Tensor
 
@@ -28,18 +27,15 @@ from persona_lab.models.bank import AdapterBank, LoraShape, dropout_mask
 from persona_lab.store import Store
 from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
 from persona_lab.store.seal import NodeDamaged
-from persona_lab.train.batches import Row, collate, encode
+from persona_lab.train.batches import Row, collate
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune
 from persona_lab.train.loop import Diverged
+
+pytestmark = pytest.mark.usefixtures("from_the_root")
 
 SHAPE = LoraShape(rank=2, alpha=4, dropout=0.3)
 STEPS = 12
 IDS = ("0" * 64, "1" * 64)
-
-
-@pytest.fixture
-def rows(tokenizer, texts) -> list[Row]:
-    return encode(tokenizer, texts[:64], on="all", where="test")
 
 
 def members_of(rows: Sequence[Row], resumed: Sequence[Progress | None] = (None, None)) -> list[Member]:
@@ -240,15 +236,8 @@ DROPS = {"lora": {"rank": 2, "alpha": 4, "dropout": 0.2}}
 """Of the experiments below: dropout, and two micro-batches a step."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
-
-
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, _from_the_root: None) -> Plan:
+def whole(tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> Plan:
     """Both doses of the treatment in two swaps, made without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     plan = tiny_plan(folder)
