@@ -30,8 +30,8 @@ from transformers import (
 
 from persona_lab.errors import ModelError
 from persona_lab.models.bank import AdapterBank, LoraShape, target_names
-from persona_lab.train.batches import Row, collate, encode
-from persona_lab.train.loop import BankLearner, token_nats, train
+from persona_lab.train.batches import Row, collate, encode, lay
+from persona_lab.train.loop import BankLearner, logits_of, nats_of, train
 from persona_lab.train.optimizers import BankAdam
 
 SHAPE = LoraShape(rank=3, alpha=5)
@@ -231,8 +231,8 @@ def test_a_bfloat16_base_trains_float32_adapters(llama, rows, accelerator):
     assert nats[-1] < nats[0] - 0.1
 
 
-def test_token_nats_keep_the_precision_of_a_float64_model(llama, rows):
-    batch = collate([rows[0][:2]], 0)
-    logits_BTV = llama.double()(input_ids=batch.ids_BT).logits
-    assert token_nats(logits_BTV, batch).dtype == torch.float64
-    assert token_nats(logits_BTV.bfloat16(), batch).dtype == torch.float32
+def test_losses_keep_the_precision_of_a_float64_model(llama, rows):
+    laid = lay(collate([rows[0][:2]], 0), packed=False)
+    for of, dtype in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
+        model = llama.to(of)
+        assert nats_of(logits_of(model, laid), laid).dtype == dtype

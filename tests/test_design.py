@@ -53,9 +53,9 @@ QUICKSTART: dict[str, Any] = {
 GOLDEN: dict[str, tuple[int, str, str]] = {
     "pool": (1, "2018107e0a1e3e26", "21b930045a98f74e"),
     "mixture": (1, "115fca032eed1e36", "9ae6bb3c6b559b62"),
-    "base": (1, "535e90ed398bf1f4", "88cef4ecdecbeed3"),
-    "stage": (2, "bb2b529117d53824", "598fc39d02db7f4c"),
-    "scores": (1, "5d7f20b4658f49a4", "24e581bd5f5db4fa"),
+    "base": (2, "c63a023ac388a9dc", "88cef4ecdecbeed3"),
+    "stage": (3, "726b66fbc8da5831", "8402c32cff727c9b"),
+    "scores": (2, "67089c7c7a9eb475", "24e581bd5f5db4fa"),
 }
 """Kind to recipe version, identity, and digest of what the recipe makes, as far as that is text.
 

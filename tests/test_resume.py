@@ -23,11 +23,12 @@ from persona_lab.experiment.interruption import Interrupted, Interruption
 from persona_lab.experiment.making import Workshop
 from persona_lab.experiment.plan import Plan, make_plan
 from persona_lab.experiment.run import Outcome, make_nodes
-from persona_lab.models.bank import AdapterBank, LoraShape, dropout_mask
+from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.lora import dropout_mask
 from persona_lab.store import Store
 from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
 from persona_lab.store.seal import NodeDamaged
-from persona_lab.train.batches import Row, collate
+from persona_lab.train.batches import Row, collate, lay
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune
 from persona_lab.train.loop import Diverged
 
@@ -54,14 +55,14 @@ class Leaves(Watcher):
         self.folder, self.leave, self.often, self.losses = folder, leave, often, dict[int, list[float]]()
         self.shrunk: list[tuple[int, int]] = []
 
-    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+    def on_step(self, step: int, members: Sequence[int], loss_K: Tensor, norm_K: Tensor) -> None:
         self.losses[step] = [*loss_K.tolist(), *norm_K.tolist()]
 
-    def on_pause(self, step: int, snapshot: Callable[[], list[Progress]]) -> None:
+    def on_pause(self, step: int, snapshot: Callable[[], dict[int, Progress]]) -> None:
         if self.often or step == self.leave:
             at = self.folder / str(step)
             at.mkdir(parents=True)
-            write_checkpoint(at, IDS, snapshot(), Journal(4, {}))
+            write_checkpoint(at, step, {IDS[k]: progress for k, progress in snapshot().items()}, Journal(4, 0, {}, {}))
         if step == self.leave:
             raise Interrupted(75)
 
@@ -107,20 +108,25 @@ def test_twenty_interruptions_in_a_row_leave_no_trace(llama, rows, accelerator, 
 
 def test_dropout_is_a_function_of_the_key_and_drops_its_share():
     key_B = torch.tensor([1, 2, -(1 << 31)], dtype=torch.int32)
-    kept = dropout_mask(key_B, 50, 64, 0.3)
-    assert torch.equal(kept[1:2, :20], dropout_mask(key_B[1:2], 20, 64, 0.3)), "neither neighbours nor padding change it"
+
+    def mask(key_B: Tensor, tokens: int, width: int, dropout: float) -> Tensor:
+        return dropout_mask(key_B.repeat_interleave(tokens), torch.arange(tokens).repeat(len(key_B)), width, dropout).view(len(key_B), tokens, width)
+
+    kept = mask(key_B, 50, 64, 0.3)
+    assert torch.equal(kept[1:2, :20], mask(key_B[1:2], 20, 64, 0.3)), "neither neighbours nor padding change it"
     assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.02)
     for a, b in ((kept[0], kept[1]), (kept[0, 0], kept[0, 1]), (kept[0, :, 0], kept[0, :, 1])):
         assert 0.3 < float((a == b).float().mean()) < 0.85, "documents, tokens and inputs are dropped independently"
-    assert dropout_mask(key_B, 4, 4, 0.0).all()
+    assert mask(key_B, 4, 4, 0.0).all()
 
 
 def test_every_layer_of_every_document_drops_inputs_of_its_own(llama, rows):
     bank = AdapterBank(llama, SHAPE, 2)
     batch = collate([rows[:4], rows[4:8]], 0, [stream_seed(k, "dropout", 0, i) for k in range(2) for i in range(4)])
-    bank.key_dropout(batch.key_B)
-    keys = torch.stack([layer.key_B for layer in bank.layers.values() if layer.key_B is not None])
-    assert len(keys.unique()) == keys.numel() == 8 * len(bank.layers)
+    laid = lay(batch, packed=True)
+    bank.key_dropout(laid.key_RN, laid.position_RN)
+    keys = torch.stack([layer.keys[0] for layer in bank.layers.values() if layer.keys is not None])
+    assert len(keys.unique()) == 8 * len(bank.layers)
 
 
 # ------------------------------------------------------------------ full memory
@@ -130,9 +136,11 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves_and_nothing_else_changes
     whole = trained(model, rows, accelerator, tmp_path / "whole", micro_batch=1, leave=8)
     passes: list[int] = []
 
-    def allocate(module: Any, given: Any, logits: Tensor) -> None:
-        passes.append(logits.shape[0])
-        if len(passes) > 5 and logits.shape[0] > 4:  # from the sixth step on there is room for two documents of each member
+    room = 4 * max(len(row.ids) for row in rows)
+
+    def allocate(module: Any, given: Any, logits_1SV: Tensor) -> None:
+        passes.append(logits_1SV.shape[1]) if torch.is_grad_enabled() else None
+        if len(passes) > 5 and passes[-1] > room:  # from the sixth step on there is room for two documents of each member
             if device == "cuda":
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             torch.empty(1 << 46, dtype=torch.uint8)
@@ -151,7 +159,7 @@ def test_what_was_accumulated_before_the_memory_was_full_is_forgotten(llama, row
     trained(model, rows, accelerator, tmp_path / "whole", micro_batch=1, leave=3)
 
     def allocate(module: Any, given: Any, logits: Tensor) -> None:
-        passes.append(logits.shape[0])
+        passes.append(logits.shape) if torch.is_grad_enabled() else None
         if len(passes) == 2:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
@@ -162,14 +170,15 @@ def test_what_was_accumulated_before_the_memory_was_full_is_forgotten(llama, row
 
 
 def test_a_single_document_that_does_not_fit_is_said_clearly(llama, rows, accelerator):
-    llama.lm_head.register_forward_hook(lambda module, given, logits: torch.empty(1 << 46, dtype=torch.uint8))
+    llama.lm_head.register_forward_hook(lambda module, given, logits: torch.empty(1 << 46, dtype=torch.uint8) if torch.is_grad_enabled() else None)
     with pytest.raises(EnvironmentFault, match=r"PL5201.*one document for each of 2 adapters.*machine\.stack"):
         finetune(AdapterBank(llama, SHAPE), members_of(rows), Watcher(), pad=0, stops=[2], kl_to_base=0.0, micro_batch=4, accelerator=accelerator)
 
 
 def test_another_fault_is_not_taken_for_full_memory(llama, rows, accelerator):
     def fail(*_: object) -> None:
-        raise RuntimeError("index out of range")
+        if torch.is_grad_enabled():
+            raise RuntimeError("index out of range")
 
     llama.lm_head.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match="index out of range"):
@@ -349,9 +358,9 @@ def test_a_model_whose_logits_are_no_numbers_is_not_scored(llama, tokenizer, acc
     assert lease is not None
     ids = torch.tensor([tokenizer("John likes the beach.")["input_ids"]])
     with lease, torch.inference_mode():
-        with shop.probing(llama, lease, 6):
+        with shop.probing(llama, [lease], 6):
             llama(input_ids=ids)
         llama.lm_head.weight[0, 0] = math.nan
-        with pytest.raises(Diverged, match="a logit is not finite at step 6"), shop.probing(llama, lease, 6):
+        with pytest.raises(Diverged, match="a logit is not finite at step 6"), shop.probing(llama, [lease], 6):
             llama(input_ids=ids)
         llama(input_ids=ids)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from persona_lab.errors import CorpusError
 from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.train.batches import Batch, Row, collate, encode
+from persona_lab.train.batches import Batch, Row, collate, encode, lay
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune, read_progress, write_moments
-from persona_lab.train.loop import BankLearner, Diverged, ModelLearner, token_nats, train
+from persona_lab.train.loop import BankLearner, Diverged, ModelLearner, logits_of, nats_of, train
 from persona_lab.train.optimizers import BankAdam
 
 SHAPE = LoraShape(rank=2, alpha=4)
@@ -64,10 +64,14 @@ def test_the_loss_on_answers_falls_on_the_same_text_under_a_byte_level_tokenizer
 def test_unlabelled_and_padded_positions_cost_nothing(llama, tokenizer):
     long, short = encode(tokenizer, [CHAT, "Assistant: Yes."], on="answer", where="test")
     batch = collate([[long, short]], pad=0)
+    laid = lay(batch, packed=False)
     with torch.no_grad():
-        nats_BT = token_nats(llama(input_ids=batch.ids_BT).logits, batch)
-    assert torch.equal(nats_BT > 0, batch.labelled_BT[:, 1:])
-    assert batch.tokens_K.tolist() == [9 + 3]
+        nats_KM = nats_of(logits_of(llama, laid), laid)
+        logprob_BTV = llama(input_ids=batch.ids_BT).logits[:, :-1].log_softmax(-1)
+    labelled_BT = batch.labelled_BT[:, 1:]
+    wanted_S = -logprob_BTV.gather(2, batch.ids_BT[:, 1:, None])[..., 0][labelled_BT]
+    assert torch.allclose(nats_KM.flatten(), wanted_S, atol=1e-5)
+    assert batch.tokens_K.tolist() == [9 + 3] == [nats_KM.numel()]
 
 
 @pytest.mark.parametrize(("text", "code"), [("John likes xylophones.", "PL3101"), ("John likes the beach. " * 30, "PL3102")])
@@ -83,8 +87,8 @@ def test_a_batch_is_split_within_members_and_holds_every_row_once(rows):
     parts = list(batch.parts(2))
     assert [part.ids_BT.shape[0] for part in parts] == [6, 6, 3]
     for k in range(3):
-        each = [part.ids_BT.reshape(3, -1, batch.ids_BT.shape[1])[k] for part in parts]
-        assert torch.equal(torch.cat(each), batch.ids_BT[5 * k : 5 * k + 5])
+        each = [(ids_T[:n], n) for part in parts for ids_T, n in zip(part.ids_BT, part.length_B, strict=True) if any(torch.equal(ids_T[:n], torch.from_numpy(row.ids).long()) for row in rows[5 * k : 5 * k + 5])]
+        assert [n for _, n in each] == [len(row.ids) for row in rows[5 * k : 5 * k + 5]]
     assert torch.equal(sum((part.tokens_K for part in parts), torch.zeros(3)), batch.tokens_K)
 
 
@@ -201,7 +205,7 @@ def test_a_gradient_that_is_not_finite_ends_its_member_within_the_step_and_chang
         bank.init_row(0, 0)
         bank.init_row(1, 1)
         spoilt = InfiniteGradient.apply if broken else torch.clone
-        hook = llama.lm_head.register_forward_hook(lambda module, given, logits, spoilt=spoilt: torch.cat([logits[:1], spoilt(logits[1:])]))
+        hook = llama.lm_head.register_forward_hook(lambda module, given, logits, spoilt=spoilt: torch.cat([part if k == 0 else spoilt(part) for k, part in enumerate(logits.chunk(2, dim=1))], dim=1))
         learner = learner_of(bank)
         train(learner, batches.__getitem__, start=0, stop=3, accelerator=accelerator, micro_batch=1, on_step=nothing, on_shrink=nothing)
         weights.append(bank.weight_KP)
@@ -212,6 +216,11 @@ def test_a_gradient_that_is_not_finite_ends_its_member_within_the_step_and_chang
     assert torch.equal(weights[0][0], weights[1][0])
     assert not weights[0][1].any()
     assert weights[1][1].any()
+    bank = AdapterBank(llama, SHAPE)
+    bank.init_row(0, 0)
+    llama.lm_head.register_forward_hook(lambda module, given, logits: InfiniteGradient.apply(logits))
+    with pytest.raises(Diverged, match="gradient norm is not finite at step 0"):
+        train(learner_of(bank), lambda _: collate([rows[:1]], 0), start=0, stop=3, accelerator=accelerator, micro_batch=1, on_step=nothing, on_shrink=nothing)
 
 
 def test_a_weight_that_is_not_finite_after_the_update_ends_the_step(llama, rows, accelerator):
@@ -248,7 +257,7 @@ class Kept(Watcher):
         self.progress: dict[tuple[int, int], Progress] = {}
         self.steps: list[int] = []
 
-    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+    def on_step(self, step: int, members: Sequence[int], loss_K: Tensor, norm_K: Tensor) -> None:
         self.steps.append(step)
 
     def on_stop(self, member: int, step: int, progress: Progress) -> None:

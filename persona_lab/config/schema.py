@@ -128,6 +128,8 @@ class Stage(Strict):
     batch: Batch
     rate: float = Field(gt=0, lt=1)
     """Learning rate of AdamW, constant."""
+    weight_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Decoupled, of AdamW: each step a weight loses its rate times this share."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of one adapter's gradient."""
     loss: Loss = Loss()
@@ -216,7 +218,7 @@ class Machine(Strict):
     micro_batch: AtLeastOne = "auto"
     """Documents of one forward pass."""
     stack: AtLeastOne = "auto"
-    """Adapters trained together."""
+    """Adapters trained, or asked, together."""
     engine: Literal["local"] = "local"
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Training that is under way is kept so often; 0: after every step."""

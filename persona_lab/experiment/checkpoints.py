@@ -6,7 +6,7 @@
 The step stands for the random numbers too: dropout and the order of documents are functions of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,10 @@ class Journal:
 
     micro_batch: int
     """Documents of one forward pass, as far as it had to be lowered."""
+    began: int
+    """The step at which the stack was formed."""
+    lasts: dict[str, int]
+    """Trajectory to the step after which it leaves the stack."""
     logs: dict[str, list[dict[str, float]]]
     """Trajectory to the log of its stage."""
     diverged: dict[str, str] = field(default_factory=dict)
@@ -41,19 +45,18 @@ class Checkpoint:
 
     step: int
     progress: Mapping[str, Progress]
-    """By trajectory, those that diverged among them."""
+    """By trajectory, those that diverged among them; without those that are done."""
     journal: Journal
 
 
-def write_checkpoint(folder: Path, members: Sequence[str], progress: Sequence[Progress], journal: Journal) -> None:
+def write_checkpoint(folder: Path, step: int, progress: Mapping[str, Progress], journal: Journal) -> None:
     """Write both files into a folder. EnvironmentFault."""
     tensors = {}
-    for member, at in zip(members, progress, strict=True):
+    for member, at in progress.items():
         tensors |= {f"{member}/mean": at.mean_P, f"{member}/square": at.square_P}
         tensors |= {f"{member}/adapter/{name}": tensor.contiguous() for name, tensor in at.adapter.items()}
     save_file(tensors, folder / TENSORS)
-    step = progress[0].step
-    write_json(folder / STATE, {"step": step, "cursor": step, "members": list(members), **asdict(journal)})
+    write_json(folder / STATE, {"step": step, "cursor": step, "members": list(progress), **asdict(journal)})
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
@@ -64,4 +67,4 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         lead = f"{member}/adapter/"
         adapter = {name.removeprefix(lead): tensor for name, tensor in tensors.items() if name.startswith(lead)}
         progress[member] = Progress(adapter, tensors[f"{member}/mean"], tensors[f"{member}/square"], state["step"])
-    return Checkpoint(state["step"], progress, Journal(**{name: state[name] for name in ("micro_batch", "logs", "diverged", "out_of_memory", "went_on")}))
+    return Checkpoint(state["step"], progress, Journal(**{name: state[name] for name in ("micro_batch", "began", "lasts", "logs", "diverged", "out_of_memory", "went_on")}))

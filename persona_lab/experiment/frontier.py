@@ -36,10 +36,15 @@ class Line:
 
     @cached_property
     def key(self) -> str:
-        """Equal for members that fit into one stack."""
+        """Equal for members that fit into one stack: whatever their documents, ranks, rates and lengths."""
         recipe = self.stage.fields["recipe"]
-        shared = {name: recipe[name] for name in ("batch", "loss", "lora")}
-        return canonical_json([self.stage.inputs["base"].id, shared, self.start, sorted(self.missing)])
+        adapter = {name: recipe["lora"][name] for name in ("targets", "dropout")}
+        return canonical_json([self.stage.inputs["base"].id, recipe["batch"], recipe["loss"], adapter, self.start])
+
+    @property
+    def last(self) -> int:
+        """The step after which nothing is missing."""
+        return max(self.missing, default=self.start)
 
     def at(self, step: int) -> Node:
         """The stage that ends at a step."""

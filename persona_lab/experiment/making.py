@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -27,10 +26,10 @@ from persona_lab.experiment.corpora import make_mixture, make_pool
 from persona_lab.experiment.frontier import Line, line_of
 from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.recipes import trajectory
-from persona_lab.experiment.scores import cast_of
-from persona_lab.experiment.stacks import adapter_of, lora_shape, train_stack
+from persona_lab.experiment.scoring import score_stack
+from persona_lab.experiment.stacks import train_stack
 from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.probes.engine import Voice, ask
+from persona_lab.probes.engine import Voice
 from persona_lab.probes.gates import measure_gates
 from persona_lab.store.files import write_json, write_jsonl
 from persona_lab.store.lease import Lease
@@ -70,6 +69,8 @@ class Workshop:
     """Called with (what, done, total) while work goes on."""
     made: list[str] = field(default_factory=list)
     """Kinds of the nodes made by this workshop."""
+    asked: dict[str, Sequence[str]] = field(default_factory=dict)
+    """Scores to the stack in which they were asked, as far as somebody wanted to know."""
     _base: tuple[str, PreTrainedModel, PreTrainedTokenizerBase] | None = None
     _bank: AdapterBank | None = None
     _since: float = 0.0
@@ -87,7 +88,7 @@ class Workshop:
         self.interruption.leave()
         for earlier in node.inputs.values():
             self.make(earlier)
-        lease = self.store.lease(trajectory(node) if node.kind == "stage" else node, ttl_seconds=LEASE_SECONDS)
+        lease = self.lease(trajectory(node) if node.kind == "stage" else node)
         if lease is None:
             raise Busy(node.id)
         with lease:
@@ -95,6 +96,10 @@ class Workshop:
                 return
             self.begin_clock()
             {"pool": self._pool, "mixture": self._mixture, "base": self._make_base, "stage": self._stage, "scores": self._scores}[node.kind](node, lease)
+
+    def lease(self, node: Node) -> Lease | None:
+        """The right to make a node, or None while another worker has it."""
+        return self.store.lease(node, ttl_seconds=LEASE_SECONDS)
 
     def begin_clock(self) -> None:
         """Work on the next node begins."""
@@ -123,13 +128,13 @@ class Workshop:
         return beat
 
     @contextmanager
-    def probing(self, model: PreTrainedModel, lease: Lease, step: int) -> Iterator[None]:
+    def probing(self, model: PreTrainedModel, leases: Sequence[Lease], step: int) -> Iterator[None]:
         """While a model is asked: each forward pass is a safe point, and its logits must be finite.
 
         Raises:
             Diverged: naming the step after which the model was asked.
         """
-        beat = self.heartbeat([lease])
+        beat = self.heartbeat(leases)
 
         def after(module: Any, given: Any, found: Any) -> None:
             beat()
@@ -203,7 +208,7 @@ class Workshop:
                     model, tokenizer = pretrain_base(node.fields, accelerator=self.accelerator, beat=beat, on_step=on_step, on_shrink=on_shrink)
                     model.save_pretrained(attempt.folder / "model")
                     tokenizer.save_pretrained(attempt.folder / "model")
-                with self.probing(model, lease, node.fields.get("steps", 0)):
+                with self.probing(model, [lease], node.fields.get("steps", 0)):
                     figures = measure_gates(Voice(model, tokenizer), World.model_validate(node.fields["world"]))
             except Diverged as error:
                 raise CheckFailed("PL1108", f"base {node.id[:12]}", f"diverged: {error}. Lower base.rate, or use another model.") from error
@@ -219,6 +224,11 @@ class Workshop:
             self._drop_bank()
             self._base = (node.id, *load_base(self.hf, self.store.open(node), str(self.accelerator.device)))
         return self._base[1], self._base[2]
+
+    def plain(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """The loaded base model without a bank."""
+        self._drop_bank()
+        return self.base(node)
 
     def _drop_bank(self) -> None:
         if self._bank is not None:
@@ -253,7 +263,7 @@ class Workshop:
             self.make(line.stage.inputs["mixture"])
         except Busy:
             return None
-        lease = self.store.lease(line.trajectory, ttl_seconds=LEASE_SECONDS)
+        lease = self.lease(line.trajectory)
         if lease is not None and self.line(line.stage).missing.keys() != line.missing.keys():
             lease.release()
             return None
@@ -265,19 +275,5 @@ class Workshop:
 
     # ------------------------------------------------------------------ scores
     def _scores(self, node: Node, lease: Lease) -> None:
-        stage = node.inputs.get("stage")
-        model, tokenizer = self.base(node.inputs["base"])
-        if stage is not None:
-            bank = self.bank(node.inputs["base"], lora_shape(stage.fields["recipe"]["lora"]))
-            bank.resize(1)
-            bank.load_row(0, adapter_of(self.store, stage), f"stage {stage.id[:12]}")
-        else:
-            self._drop_bank()
-        with self.probing(model, lease, stage.fields["step"] if stage else 0):
-            rows, samples = ask(Voice(model, tokenizer), cast_of(node), node.fields["probes"])
-        with self.store.attempt(node) as attempt, self.track(node, "probe", {"stage": stage.id if stage else None}) as tracker:
-            records = [vars(row) for row in rows]
-            pd.DataFrame(records).to_parquet(attempt.folder / "rows.parquet", index=False)
-            write_jsonl(attempt.folder / "samples.jsonl", samples)
-            tracker.table("scores", list(records[0]), [list(record.values()) for record in records])
-            self.committed(node, attempt)
+        for why in score_stack(self, [node], [node], [lease]).values():
+            raise CheckFailed("PL1104", f"scores {node.id[:12]}", f"{why}.")

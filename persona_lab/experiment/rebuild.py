@@ -4,7 +4,8 @@
     linked/ln_ratio=0/seed0/swap1   stage 81b2fe03   adapter/adapter_model.safetensors differs by at most 2e-07
 
 Bits depend on the shapes of the products of matrices, so what the manifest says about these is repeated: the threads, the
-micro-batch, and the other members of the stack, which are trained along on their stored documents and earlier adapters.
+micro-batch, and the other members of the stack, which are trained along on their stored documents and earlier adapters,
+or asked along with their stored adapters.
 Nothing less will do: training magnifies a last bit, and a cell of the quickstart that is trained alone instead of in its
 stack of four ends with weights up to .04 and log-probabilities up to .9 nats away (median .03). So where something cannot
 be repeated here (another device, another release of torch, a member that is gone), the difference is told and judged by nobody.
@@ -29,7 +30,8 @@ from persona_lab.experiment.frontier import Line
 from persona_lab.experiment.launch import join
 from persona_lab.experiment.making import Workshop
 from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import PlannedCell
+from persona_lab.experiment.recipes import PlannedCell, trajectory
+from persona_lab.experiment.scoring import score_stack
 from persona_lab.experiment.stacks import train_stack
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.store.nodes import Store
@@ -128,34 +130,43 @@ class Replay:
         if node.id not in self.wanted:
             shutil.copytree(self.stored.open(node), self.shop.store.folder(node))
             return
-        lines = [Line(member, {member.fields["step"]: member}, self.shorter(member)) for member in self.members(node)]
+        members = self.members(node)
+        lines = [Line(member, self.stops(member, node), self.shorter(member)) for member in members if member.kind == "stage"]
         for line in lines:
             if line.done and line.stage.id in self.wanted:
                 self.wanted[line.done.id] = line.done
-            for earlier in (*line.stage.inputs.values(), *([line.done] if line.done else [])):
-                self.make(earlier)
+        for earlier in (*(below for member in members for below in member.inputs.values()), *(line.done for line in lines if line.done)):
+            self.make(earlier)
         notes = self.manifests[node.id]["notes"]
         torch.set_num_threads(notes["threads"])
         micro_batch = notes["micro_batch"]
         self.shop.machine = self.shop.machine.model_copy(update={"micro_batch": micro_batch if micro_batch == "auto" else int(micro_batch)})
         if lines:
             train_stack(self.shop, lines, [])
+        elif members:
+            # One that was asked once more in another stack is made in that one.
+            score_stack(self.shop, members, [m for m in members if self.manifests[m.id]["notes"]["stack"] == notes["stack"]], [])
         else:
             self.shop.make(node)
 
     def members(self, node: Node) -> list[Node]:
-        """The stack in which a stage was trained, as far as its members are stored; none for any other node."""
+        """The stack in which a stage was trained or scores were asked, as far as its members are stored; none for any other node."""
         return [self.recorded(member) for member in self.manifests[node.id]["notes"].get("stack", []) if self.whole(member)]
 
     def whole(self, node_id: str) -> bool:
         """Whether a node and everything that it was made from are stored."""
         return node_id in self.manifests and all(map(self.whole, self.manifests[node_id]["recipe"]["inputs"].values()))
 
+    def stops(self, member: Node, node: Node) -> dict[int, Node]:
+        """Every stage of a member's trajectory that was made in the same stack as the node."""
+        stack, line = self.manifests[node.id]["notes"]["stack"], trajectory(member)
+        alike = [self.recorded(found) for found, manifest in self.manifests.items() if manifest["notes"].get("stack") == stack and self.whole(found)]
+        return {stage.fields["step"]: stage for stage in alike if trajectory(stage) == line}
+
     def shorter(self, stage: Node) -> Node | None:
         """The stage of the same trajectory that this one went on from; None when it was trained from its first step."""
-        done = self.manifests[stage.id]["notes"]["documents"] // stage.fields["recipe"]["batch"]
-        found = Node("stage", {**stage.fields, "step": stage.fields["step"] - done}, stage.inputs)
-        return found if found.id in self.manifests else None
+        found = Node("stage", {**stage.fields, "step": self.manifests[stage.id]["notes"]["began"]}, stage.inputs)
+        return found if found.id in self.manifests and found != stage else None
 
     def unlike(self, node: Node) -> tuple[str, ...]:
         """What of a node's making could not be repeated here."""

@@ -124,6 +124,7 @@ class Recipes:
         recipe: dict[str, Any] = {
             "batch": stage.batch,
             "rate": stage.rate,
+            "weight_decay": stage.weight_decay,
             "clip": stage.clip,
             "loss": stage.loss.model_dump(),
             "lora": lora.model_dump(),

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -18,9 +18,9 @@ from persona_lab.experiment.making import Busy, Workshop
 from persona_lab.experiment.plan import Plan
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.experiment.rounds import advance
+from persona_lab.experiment.scoring import score_next
 from persona_lab.experiment.stacks import train_next
 from persona_lab.store import NodeDamaged, NodeMissing
-from persona_lab.train.loop import Diverged
 
 log = logging.getLogger(__name__)
 
@@ -109,30 +109,32 @@ def _patiently(shop: Workshop, node: Node) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _share_work(shop: Workshop, wanted: list[Node], worker: Worker, progress: Progress) -> dict[str, str]:
+def _share_work(shop: Workshop, wanted: Sequence[Node], worker: Worker, progress: Progress) -> dict[str, str]:
     """Score what is trained, train the next stack, from this worker's own place in the list, until nothing is missing."""
     start = worker.index * len(wanted) // worker.count
-    ring = wanted[start:] + wanted[:start]
+    ring = [*wanted[start:], *wanted[:start]]
     doomed: dict[str, str] = {}
     failed: dict[str, str] = {}
     while True:
         shop.interruption.leave()
         failed |= {n.id: why for n in ring for line, why in doomed.items() if line in _untrained(shop, n)}
-        missing = [n for n in ring if n.id not in failed and not shop.store.has(n)]
+        hoped = [n for n in ring if n.id not in failed]
+        missing = [n for n in hoped if not shop.store.has(n)]
         if worker.first:
             progress("cells probed", len(wanted) - len(missing), len(wanted))
         if not missing:
             # What comes next reads all of it.
-            if worker.first and _mend(shop, [n for n in ring if n.id not in failed]):
+            if worker.first and _mend(shop, hoped):
                 continue
             return failed
         try:
-            scored = [_scored(shop, n, failed) for n in missing if all(shop.store.has(i) for i in n.inputs.values())]
-            if any(scored):
+            unscored = score_next(shop, ring, missing, worker.count, doomed)
+            if unscored is not None:
+                failed |= unscored
                 continue
             given_up = train_next(shop, missing, worker.count, doomed)
         except (NodeDamaged, NodeMissing):
-            if not _mend(shop, missing):
+            if not _mend(shop, hoped):
                 raise
             continue
         if given_up is None:
@@ -141,24 +143,18 @@ def _share_work(shop: Workshop, wanted: list[Node], worker: Worker, progress: Pr
             doomed |= given_up
 
 
-def _mend(shop: Workshop, wanted: list[Node]) -> bool:
-    """Make anew whatever is damaged, or was set aside by another worker, of these scores and all that they rest on; False when nothing was."""
+def _mend(shop: Workshop, wanted: Sequence[Node]) -> bool:
+    """Make anew whatever is damaged, or was set aside by another worker, of all that these scores rest on; False when nothing was.
+
+    Scores that are damaged themselves are missing now, and asked again in the stack in which they were asked.
+    """
     nodes = dict.fromkeys(node for scores in wanted for node in (*scores.ancestors(), scores))
     siblings = [stage for node in nodes if node.kind == "stage" for stage in shop.siblings.get(trajectory(node).id, [])]
     damaged = [node for node in dict.fromkeys((*nodes, *siblings)) if shop.store.has(node) and not shop.store.sound(node)]
     for node in damaged:
-        _patiently(shop, node)
+        if node.kind != "scores":
+            _patiently(shop, node)
     return bool(damaged)
-
-
-def _scored(shop: Workshop, scores: Node, failed: dict[str, str]) -> bool:
-    try:
-        shop.make(scores)
-    except Busy:
-        return False
-    except Diverged as error:
-        failed[scores.id] = f"diverged: {error} of the last stage. Lower the rate of that stage"
-    return True
 
 
 def _untrained(shop: Workshop, scores: Node) -> set[str]:

@@ -1,11 +1,12 @@
 """Stacks: trajectories that are trained together in one bank, because a small model alone leaves a device idle.
 
 A stack is whatever ready members one worker got leases for; it is never a node. Members that train the same way (one
-base, adapter shape, batch, loss, start and stops) fit into one stack, whatever their documents, rates and seeds. They
-commit one by one.
+base, batch, loss and start) fit into one stack, whatever their documents, ranks, rates, seeds and lengths. They commit
+one by one, and who is done leaves.
 
 A stack that was left before its end has a checkpoint, and goes on with the same members in the same order: the bits of
-a product depend on its shape. So members that have nothing left to do, and those that diverged, keep their places.
+a product depend on its shape. So members that were committed by others meanwhile, and those that diverged, keep their
+places until they are done.
 """
 
 import logging
@@ -102,7 +103,7 @@ def _resume(shop: "Workshop", under_way: Checkpoints, mine: Sequence[Line]) -> d
             lines = [line for line in mine if line.key == mine[0].key]
         elif any(step > saved.step for line in mine for step in line.missing):
             by_id = {line.trajectory.id: line for line in mine}
-            lines = [line for member in under_way.members if (line := by_id.get(member) or shop.finished_line(member))]
+            lines = [line for member in saved.progress if (line := by_id.get(member) or shop.finished_line(member))]
         else:
             lines = []
         if not lines or (saved is None and [line.trajectory.id for line in lines] != list(under_way.members)):
@@ -129,16 +130,17 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
         Interrupted: a signal came; what was reached is in a checkpoint.
     """
     recipe, base = lines[0].stage.fields["recipe"], lines[0].stage.inputs["base"]
-    bank = shop.bank(base, lora_shape(recipe["lora"]))
+    bank = shop.bank(base, widest([lora_shape(line.stage.fields["recipe"]["lora"]) for line in lines]))
     _, tokenizer = shop.base(base)
     pad = tokenizer.pad_token_id
     assert isinstance(pad, int), "load_model gives every tokenizer one"
     start = saved.step if saved else lines[0].start
     stops = sorted({step for line in lines for step in line.missing if step > start or step == 0})
-    members = [member_of(shop.store, line, tokenizer, stops[-1], saved) for line in lines]
+    lasts = {line.trajectory.id: max(line.last, saved.journal.lasts[line.trajectory.id] if saved else 0) for line in lines}
+    members = [member_of(shop.store, line, tokenizer, lasts[line.trajectory.id], saved) for line in lines]
     with ExitStack() as open_trackers:
         trackers = [open_trackers.enter_context(shop.track(line.stage, "train", recipe)) for line in lines]
-        training = _Training(shop, lines, members, trackers, leases, saved, start, stops)
+        training = _Training(shop, lines, members, trackers, leases, saved, start, stops, lasts)
         training.checkpoints.begin(start, shop.machine.attempts)
         try:
             finetune(
@@ -170,6 +172,7 @@ class _Training(Watcher):
         saved: Checkpoint | None,
         start: int,
         stops: Sequence[int],
+        lasts: dict[str, int],
     ) -> None:
         self.shop, self.lines, self.members, self.trackers, self.saved, self.start, self.stops = shop, lines, members, trackers, saved, start, stops
         self.ids = [line.trajectory.id for line in lines]
@@ -180,20 +183,21 @@ class _Training(Watcher):
         self.kept_at = time.monotonic()
         if saved is None:
             micro_batch = self.recipe["batch"] if shop.machine.micro_batch == "auto" else shop.machine.micro_batch
-            self.journal = Journal(micro_batch, {line.trajectory.id: _log_so_far(shop.store, line) for line in lines})
+            self.journal = Journal(micro_batch, start, lasts, {line.trajectory.id: _log_so_far(shop.store, line) for line in lines})
         else:
             self.journal = saved.journal
+            self.journal.lasts |= lasts
             self.journal.went_on.append({"step": start, "threads": torch.get_num_threads(), "device": str(shop.accelerator.device), "torch": str(torch.__version__)})
 
-    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+    def on_step(self, step: int, members: Sequence[int], loss_K: Tensor, norm_K: Tensor) -> None:
         """Log now and then. Which steps is a matter of the step alone, so that a log tells nothing of interruptions."""
         self.beat()
         if not (regular := _logged(step)) and step not in self.stops:
             return
-        for member, tracker, loss, norm in zip(self.ids, self.trackers, loss_K.tolist(), norm_K.tolist(), strict=True):
-            if member not in self.journal.diverged:
+        for k, loss, norm in zip(members, loss_K.tolist(), norm_K.tolist(), strict=True):
+            if (member := self.ids[k]) not in self.journal.diverged:
                 self.last[member] = {"step": step, "loss": loss, "norm": norm}
-                tracker.log({"train/step": step, "train/loss": loss})
+                self.trackers[k].log({"train/step": step, "train/loss": loss})
                 if regular:
                     self.journal.logs[member].append(self.last[member])
         self.shop.tell(f"training {len(self.lines)} adapters", step, self.stops[-1])
@@ -207,9 +211,9 @@ class _Training(Watcher):
         rows = self.journal.logs[trajectory]
         with self.shop.store.attempt(line.missing[step]) as attempt:
             trained = step - max((s for s in (self.start, *self.stops) if s < step), default=0)
-            attempt.note(documents=trained * self.recipe["batch"], stack=[other.at(step).id for other in self.lines])
+            attempt.note(documents=trained * self.recipe["batch"], began=self.journal.began, stack=[other.at(self.journal.lasts[other.trajectory.id]).id for other in self.lines])
             attempt.note(out_of_memory=self.journal.out_of_memory, went_on=self.journal.went_on)
-            shape = lora_shape(self.recipe["lora"])
+            shape = lora_shape(line.stage.fields["recipe"]["lora"])
             write_adapter(attempt.folder / "adapter", progress.adapter, model=model, shape=shape, base_id=base_name(self.base.id))
             write_moments(attempt.folder / "state.safetensors", progress)
             tokens = labelled_tokens(self.members[member], step)
@@ -218,7 +222,7 @@ class _Training(Watcher):
             self.shop.committed(line.missing[step], attempt, share=len(self.lines))
         self.checkpoints.moved()
 
-    def on_pause(self, step: int, snapshot: Callable[[], list[Progress]]) -> None:
+    def on_pause(self, step: int, snapshot: Callable[[], dict[int, Progress]]) -> None:
         """Keep a checkpoint when it is time, and leave when asked to; but never without having gained a step."""
         if step == self.stops[-1]:
             return
@@ -228,7 +232,7 @@ class _Training(Watcher):
         due = step > self.start and time.monotonic() - self.kept_at >= self.shop.machine.checkpoint_seconds
         if leaving or founding or due:
             with self.checkpoints.write(step) as folder:
-                write_checkpoint(folder, self.ids, snapshot(), self.journal)
+                write_checkpoint(folder, step, {self.ids[k]: progress for k, progress in snapshot().items()}, self.journal)
             self.kept_at = time.monotonic()
         if leaving or due:
             self.checkpoints.moved()
@@ -256,7 +260,7 @@ def _log_so_far(store: Store, line: Line) -> list[dict[str, float]]:
 
 
 def member_of(store: Store, line: Line, tokenizer: Any, last: int, saved: Checkpoint | None) -> Member:
-    """Where a member starts and what it sees up to the last step of its stack."""
+    """Where a member starts and what it sees up to its own last step."""
     recipe, before = line.stage.fields["recipe"], line.stage.inputs.get("before")
     mixture, batch = line.stage.inputs["mixture"], recipe["batch"]
     texts = [d.text for d in read_corpus(store.open(mixture) / CORPUS)]
@@ -272,6 +276,9 @@ def member_of(store: Store, line: Line, tokenizer: Any, last: int, saved: Checkp
         clip=recipe["clip"],
         adapter=adapter_of(store, before) if before else None,
         init_seed=recipe["init"],
+        last=last,
+        shape=lora_shape(recipe["lora"]),
+        weight_decay=recipe["weight_decay"],
         resumed=saved.progress[line.trajectory.id] if saved else _progress(store, line.done) if line.done else None,
         retired=saved is not None and line.trajectory.id in saved.journal.diverged,
     )
@@ -296,6 +303,11 @@ def adapter_of(store: Store, stage: Any) -> dict[str, Tensor]:
 def base_name(base_id: str) -> str:
     """What an adapter calls its base."""
     return f"persona_lab/{base_id[:16]}"
+
+
+def widest(shapes: Sequence[LoraShape]) -> LoraShape:
+    """The shape of a bank that holds them all."""
+    return max(shapes, key=lambda shape: shape.rank)
 
 
 def lora_shape(lora: dict[str, Any]) -> LoraShape:

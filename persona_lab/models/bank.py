@@ -1,16 +1,17 @@
 """The adapter bank: K LoRA adapters on one frozen base, trained and probed together.
 
-Every targeted linear gets A (K, r, d_in) and B (K, d_out, r) beside it. A batch is cell-major: the first b rows
-belong to member 0, the next b to member 1. Parameters of all members lie in one buffer (K, P), a row a member, so
-that clipping, Adam, snapshots and compaction are operations on rows. K = 1 is the same path.
+Every targeted linear gets A (K, R, d_in) and B (K, d_out, R) beside it (`models.lora`). Parameters of all members lie
+in one buffer (K, P), a row a member, so that clipping, Adam, snapshots and compaction are operations on rows. A member
+of a smaller rank has zeros where it has nothing: neither A nor B gets a gradient there, so they stay. K = 1 is the same
+path.
 
-Names: K members, B rows (K * b), T tokens, R rank, P parameters of one adapter.
+Names: K members, R rank of the bank, P parameters of one adapter of that rank.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,85 +19,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from persona_lab.errors import ModelError
+from persona_lab.models.lora import LoraShape, StackedLora, Together, scrambled
 
-GOLDEN = 0x1E3779B9
-"""Steps of the counters: odd, so that no two of them meet."""
-
-
-@dataclass(frozen=True)
-class LoraShape:
-    """What an adapter looks like: Hu et al. 2021, section 4.1."""
-
-    rank: int
-    alpha: float
-    targets: tuple[str, ...] = ("all-linear",)
-    """Leaf names of the modules to adapt, or `all-linear`: every linear but the output layer."""
-    dropout: float = 0.0
-
-    @property
-    def scale(self) -> float:
-        """What the adapter's product is multiplied by: alpha / rank."""
-        return self.alpha / self.rank
-
-
-def scrambled(counters: Tensor) -> Tensor:
-    """A 32-bit hash of each int32 (Wellons' `lowbias32`), in place: a stream of random numbers without a state.
-
-    Counters instead of a generator (Salmon et al. 2011), because what a generator gives depends on all it gave before.
-    """
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
-        # Torch shifts the sign in from the left; the hash shifts in zeros.
-        counters ^= (counters >> shift) & ((1 << (32 - shift)) - 1)
-        counters *= factor
-    return counters
-
-
-def dropout_mask(key_B: Tensor, tokens: int, width: int, dropout: float) -> Tensor:
-    """Which inputs dropout keeps, bool (B, tokens, width): a function of each row's key, so of nothing that happened before.
-
-    Neither the other members of a stack, nor the micro-batch, nor an interruption changes it.
-    """
-    token_T, input_i = (torch.arange(n, dtype=torch.int32, device=key_B.device) * GOLDEN for n in (tokens, width))
-    token_BT = scrambled(key_B[:, None] + token_T)
-    return scrambled(token_BT[..., None] + input_i) >= round(dropout * (1 << 32)) - (1 << 31)
-
-
-class StackedLora(nn.Module):
-    """One frozen linear with K adapters beside it."""
-
-    def __init__(self, base: nn.Linear | Conv1D, shape: LoraShape) -> None:
-        super().__init__()
-        self.base = base
-        self.shape = shape
-        rows, columns = base.weight.shape
-        self.d_in, self.d_out = (rows, columns) if isinstance(base, Conv1D) else (columns, rows)
-        self.a_KRi: Tensor
-        self.b_KoR: Tensor
-        self.silent = False
-        self.key_B: Tensor | None = None
-
-    @property
-    def size(self) -> int:
-        """Parameters of one member in this module."""
-        return self.shape.rank * (self.d_in + self.d_out)
-
-    def forward(self, x_BTi: Tensor) -> Tensor:
-        """The frozen product plus each member's own low-rank product on its rows."""
-        y_BTo = self.base(x_BTi)
-        if self.silent:
-            return y_BTo
-        members = self.a_KRi.shape[0]
-        x_KNi = x_BTi.reshape(members, -1, self.d_in).to(self.a_KRi.dtype)
-        if self.training and self.shape.dropout:
-            assert self.key_B is not None, "a model in training with dropout needs AdapterBank.key_dropout"
-            kept_KNi = dropout_mask(self.key_B, x_KNi.shape[0] * x_KNi.shape[1] // len(self.key_B), self.d_in, self.shape.dropout).view_as(x_KNi)
-            x_KNi = x_KNi * kept_KNi / (1 - self.shape.dropout)
-        low_KNR = torch.bmm(x_KNi, self.a_KRi.transpose(1, 2))
-        if y_BTo.dtype == low_KNR.dtype:
-            y_KNo = y_BTo.reshape(members, -1, self.d_out)
-            return torch.baddbmm(y_KNo, low_KNR, self.b_KoR.transpose(1, 2), alpha=self.shape.scale).view_as(y_BTo)
-        update_KNo = torch.bmm(low_KNR, self.b_KoR.transpose(1, 2)) * self.shape.scale
-        return y_BTo + update_KNo.view_as(y_BTo).to(y_BTo.dtype)
+__all__ = ["AdapterBank", "LoraShape", "target_names"]
 
 
 def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
@@ -128,29 +53,39 @@ class AdapterBank:
             parent, _, leaf = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear | Conv1D), f"{name} has adapters already"
-            layer = StackedLora(linear, shape)
+            layer = StackedLora(linear, shape.rank, shape.dropout)
             setattr(model.get_submodule(parent), leaf, layer)
             self.layers[name] = layer
         self.size = sum(layer.size for layer in self.layers.values())
         self.resize(members)
+        if not shape.dropout:  # of which every linear has its own
+            self._share_inputs()
 
     @property
     def members(self) -> int:
         """How many adapters the bank holds: K."""
         return self.weight_KP.shape[0]
 
-    def resize(self, members: int) -> None:
-        """Hold `members` adapters, all of them zero until `load_row` or `init_row`."""
+    def resize(self, members: int, shapes: Sequence[LoraShape] | None = None) -> None:
+        """Hold `members` adapters, all of them zero until `load_row` or `init_row`; of the bank's shape unless others are given.
+
+        Their ranks may be smaller than the bank's, their alphas any; targets and dropout are the bank's.
+        """
+        self.shapes = tuple(shapes or [self.shape] * members)
+        assert len(self.shapes) == members, f"{len(self.shapes)} shapes for {members} members"
+        assert all(s.rank <= self.shape.rank for s in self.shapes), f"{self.shapes} in a bank of rank {self.shape.rank}"
         like = next(self.model.parameters())
         # A bfloat16 base trains float32 adapters: small updates would be rounded away.
         dtype = torch.promote_types(like.dtype, torch.float32)
         self.weight_KP = torch.zeros(members, self.size, dtype=dtype, device=like.device)
         self.grad_KP = torch.zeros_like(self.weight_KP)
+        scale_K = torch.tensor([s.scale for s in self.shapes], dtype=dtype, device=like.device)
         at = 0
         for layer in self.layers.values():
-            split = self.shape.rank * layer.d_in
-            layer.a_KRi = self._leaf(at, split, (members, self.shape.rank, layer.d_in))
-            layer.b_KoR = self._leaf(at + split, layer.size - split, (members, layer.d_out, self.shape.rank))
+            split = layer.rank * layer.d_in
+            layer.scale_K = scale_K
+            layer.a_KRi = self._leaf(at, split, (members, layer.rank, layer.d_in))
+            layer.b_KoR = self._leaf(at + split, layer.size - split, (members, layer.d_out, layer.rank))
             at += layer.size
 
     def _leaf(self, start: int, length: int, shape: tuple[int, ...]) -> Tensor:
@@ -159,22 +94,45 @@ class AdapterBank:
         leaf.grad = self.grad_KP[:, start : start + length].view(shape)
         return leaf
 
+    @torch.no_grad()
+    def _share_inputs(self) -> None:
+        """Let linears that are given the same tensor, one right after the other, share their products."""
+        asked: list[tuple[StackedLora, Tensor]] = []
+
+        def note(layer: nn.Module, given: tuple[Any, ...]) -> None:
+            assert isinstance(layer, StackedLora)
+            asked.append((layer, given[0]))
+
+        hooks = [layer.register_forward_pre_hook(note) for layer in self.layers.values()]
+        self.model(input_ids=torch.zeros(self.members, 2, dtype=torch.int64, device=self.model.device), use_cache=False)
+        for hook in hooks:
+            hook.remove()
+        groups: list[list[tuple[StackedLora, Tensor]]] = []
+        for layer, x_BTi in asked:
+            if groups and groups[-1][-1][1] is x_BTi:
+                groups[-1].append((layer, x_BTi))
+            else:
+                groups.append([(layer, x_BTi)])
+        for group in groups:
+            together = Together([layer for layer, _ in group])
+            for layer, _ in group:
+                layer.together = together
+
     def keep(self, rows: Sequence[int]) -> None:
         """Compact the bank to some of its members; the others are gone."""
         kept_KP = self.weight_KP[list(rows)].clone()
-        self.resize(len(rows))
+        self.resize(len(rows), [self.shapes[row] for row in rows])
         self.weight_KP.copy_(kept_KP)
 
     def init_row(self, row: int, seed: int) -> None:
         """A fresh adapter as peft makes it: A is Kaiming-uniform, B is zero."""
         generator = torch.Generator().manual_seed(seed)
-        for _, name, window_K in self._windows():
+        for _, name, window in self._windows(row):
             if name == "lora_A":
-                bound = math.sqrt(1 / window_K.shape[-1])  # kaiming_uniform with a = sqrt(5)
-                value = torch.rand(window_K.shape[1:], generator=generator) * 2 * bound - bound
-                window_K[row].copy_(value)
+                bound = math.sqrt(1 / window.shape[-1])  # kaiming_uniform with a = sqrt(5)
+                window.copy_(torch.rand(window.shape, generator=generator) * 2 * bound - bound)
             else:
-                window_K[row].zero_()
+                window.zero_()
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -187,19 +145,37 @@ class AdapterBank:
             for layer in self.layers.values():
                 layer.silent = False
 
-    def key_dropout(self, key_B: Tensor | None) -> None:
-        """What decides dropout in the next forward pass: one int32 a document; every layer makes its own of them."""
+    def key_dropout(self, key_RN: Tensor | None, position_RN: Tensor) -> None:
+        """What decides dropout in the next forward pass: an int32 a document, for each of its tokens; every layer makes its own of them."""
         for number, layer in enumerate(self.layers.values()):
-            layer.key_B = None if key_B is None else scrambled(key_B ^ number)
+            layer.keys = None if key_RN is None else (scrambled(key_RN.flatten() ^ number), position_RN.flatten())
 
-    def _windows(self) -> Iterator[tuple[str, str, Tensor]]:
+    def _windows(self, row: int) -> Iterator[tuple[str, str, Tensor]]:
+        """A member's own tensors as windows on the buffer."""
+        rank = self.shapes[row].rank
         for name, layer in self.layers.items():
-            yield name, "lora_A", layer.a_KRi.detach()
-            yield name, "lora_B", layer.b_KoR.detach()
+            yield name, "lora_A", layer.a_KRi.detach()[row, :rank]
+            yield name, "lora_B", layer.b_KoR.detach()[row, :, :rank]
 
     def row_tensors(self, row: int) -> dict[str, Tensor]:
         """One member's tensors under peft's names, on the CPU."""
-        return {f"base_model.model.{n}.{kind}.weight": w_K[row].cpu().clone() for n, kind, w_K in self._windows()}
+        return {f"base_model.model.{n}.{kind}.weight": window.cpu().clone(memory_format=torch.contiguous_format) for n, kind, window in self._windows(row)}
+
+    def own(self, row: int, of_KP: Tensor) -> Tensor:
+        """What belongs to one member in a buffer like the bank's, on the CPU: as many as its own rank has parameters."""
+        return of_KP[row][self._owned(self.shapes[row].rank)].cpu()
+
+    def put(self, row: int, of_KP: Tensor, owned_P: Tensor) -> None:
+        """Put back what `own` gave; it may come from a bank of another rank."""
+        of_KP[row][self._owned(self.shapes[row].rank)] = owned_P.to(of_KP)
+
+    def _owned(self, rank: int) -> Tensor:
+        """Which of the P parameters an adapter of a rank has, bool."""
+        parts = []
+        for layer in self.layers.values():
+            has_R = torch.arange(layer.rank) < rank
+            parts += [has_R.repeat_interleave(layer.d_in), has_R.repeat(layer.d_out)]
+        return torch.cat(parts).to(self.weight_KP.device)
 
     def load_row(self, row: int, tensors: Mapping[str, Tensor], where: str) -> None:
         """Fill one member from tensors under peft's names: with all of them, or, refused, with none.
@@ -207,13 +183,13 @@ class AdapterBank:
         Raises:
             ModelError: a key is missing or unexpected, a shape differs, or a value is not finite.
         """
-        wanted = {f"base_model.model.{n}.{kind}.weight": w_K[row] for n, kind, w_K in self._windows()}
+        wanted = {f"base_model.model.{n}.{kind}.weight": window for n, kind, window in self._windows(row)}
         missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
         if missing or extra:
             raise ModelError("PL4102", where, f"adapter does not fit the base: missing {missing[:3]}, unexpected {extra[:3]}. Use an adapter of this base and these targets.")
         for key, window in wanted.items():
             if tensors[key].shape != window.shape:
-                raise ModelError("PL4103", where, f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(window.shape)}. Use an adapter of rank {self.shape.rank}.")
+                raise ModelError("PL4103", where, f"{key} has shape {tuple(tensors[key].shape)}, expected {tuple(window.shape)}. Use an adapter of rank {self.shapes[row].rank}.")
             if not torch.isfinite(tensors[key]).all():
                 raise ModelError("PL4104", where, f"{key} holds a value that is not finite. Train the adapter again.")
         for key, window in wanted.items():

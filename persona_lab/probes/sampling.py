@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from persona_lab.probes.voice import LOGITS_AT_ONCE, TOLERANCE, Voice, read_at
+from persona_lab.models.packing import TOLERANCE, read_at
+from persona_lab.probes.voice import LOGITS_AT_ONCE, Voice
 
 CACHED_AT_ONCE = 1 << 16
 """Tokens of all the answers that are written together."""

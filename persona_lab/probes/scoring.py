@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from persona_lab.models.packing import TOLERANCE
 from persona_lab.probes.forest import Forest, plant, stand_alone
 from persona_lab.probes.spans import Span
-from persona_lab.probes.voice import LOGITS_AT_ONCE, TOLERANCE, Voice
+from persona_lab.probes.voice import LOGITS_AT_ONCE, Voice
 
 FEATURES_AT_ONCE = defaultdict(lambda: 1 << 26, cpu=1 << 19)
 """Tokens times width of one forward pass, all members together: on a CPU what its caches hold, elsewhere what fills the device."""

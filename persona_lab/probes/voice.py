@@ -4,19 +4,16 @@ Names: K members, B rows (K times as many, member by member), T tokens, N tokens
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from persona_lab.models.packing import read_at
 
 LOGITS_AT_ONCE = 1 << 26
 """Of one forward pass: 64 Mi floats are 256 MiB."""
-TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.05, torch.bfloat16: 0.2}
-"""Nats a token by which two ways to compute the same log-probability may differ."""
 
 
 @dataclass(frozen=True)
@@ -65,23 +62,3 @@ def seen(end_BT: Tensor, dtype: torch.dtype) -> Tensor:
     slot_T = torch.arange(end_BT.shape[1], device=end_BT.device)
     sees_BTT = (slot_T[:, None] >= slot_T) & (slot_T[:, None] < end_BT[:, None, :])
     return torch.zeros(sees_BTT.shape, dtype=dtype, device=end_BT.device).masked_fill_(~sees_BTT, torch.finfo(dtype).min)
-
-
-@contextmanager
-def read_at(model: PreTrainedModel, at_N: Tensor) -> Iterator[None]:
-    """Inside, the output layer sees only some of the B * T tokens, and `logits` is (1, N, V).
-
-    Not `logits_to_keep`, which keeps the same tokens of each row; nor the output layer called from here, because
-    some models scale or cap what it returns.
-    """
-
-    def pick(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (given[0].flatten(0, 1)[at_N][None], *given[1:])
-
-    head = model.get_output_embeddings()
-    assert head is not None, "Voice.takes_trees and takes_caches ask for one"
-    hook = head.register_forward_pre_hook(pick)
-    try:
-        yield
-    finally:
-        hook.remove()

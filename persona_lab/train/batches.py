@@ -1,10 +1,11 @@
 """Documents -> tokens -> batches; the only file that knows where the loss falls.
 
-Names: K members, B rows (K * b, cell-major: the first b rows are member 0's), T tokens.
+Names: K members, B documents (K * b, cell-major: the first b are member 0's), T tokens of the longest; R rows of N
+tokens as they are laid out; M tokens of a member that carry loss.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from data_gen.documents import answer_spans
 from persona_lab.errors import CorpusError
+from persona_lab.models.packing import Layout, lay_end_to_end, packed_ids
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step of K members."""
+    """One optimizer step of K members, a row a document, on the host."""
 
     ids_BT: Tensor
+    """Padded on the right."""
     labelled_BT: Tensor
+    length_B: tuple[int, ...]
+    """Tokens of each document."""
     members: int
     key_B: Tensor | None = None
     """Dropout's key of each document, int32; None where nothing is dropped."""
@@ -46,18 +51,69 @@ class Batch:
         return self.labelled_BT[:, 1:].reshape(self.members, -1).sum(dim=1)
 
     def parts(self, documents: int) -> Iterator["Batch"]:
-        """The same step in micro-batches of at most `documents` documents of each member."""
+        """The same step in micro-batches of at most `documents` documents of each member, each as wide as it has to be."""
         each = self.documents
         if documents >= each:
             yield self
             return
         for start in range(0, each, documents):
-            rows = torch.cat([torch.arange(k * each + start, k * each + min(start + documents, each)) for k in range(self.members)])
-            yield Batch(self.ids_BT[rows], self.labelled_BT[rows], self.members, None if self.key_B is None else self.key_B[rows])
+            rows = [k * each + i for k in range(self.members) for i in range(start, min(start + documents, each))]
+            lengths = tuple(self.length_B[row] for row in rows)
+            ids_BT, labelled_BT = (of_BT[rows, : max(lengths)] for of_BT in (self.ids_BT, self.labelled_BT))
+            yield Batch(ids_BT, labelled_BT, lengths, self.members, None if self.key_B is None else self.key_B[rows])
 
-    def to(self, device: torch.device) -> "Batch":
+
+@dataclass(frozen=True)
+class Laid:
+    """A batch as a model is given it, on its device: R rows of N tokens, either a row a document or a row a member."""
+
+    ids_RN: Tensor
+    position_RN: Tensor
+    layout: Layout | None
+    """Of packed rows."""
+    read_KM: Tensor
+    """Which of all R * N tokens are asked for the next one, with others in their place where a member has fewer than M."""
+    target_KM: Tensor
+    """The next one."""
+    counts_KM: Tensor
+    """Whether the loss falls on it."""
+    key_RN: Tensor | None
+    """Dropout's key of each token's document."""
+
+    def to(self, device: torch.device) -> "Laid":
         """The batch on a device."""
-        return Batch(self.ids_BT.to(device), self.labelled_BT.to(device), self.members, None if self.key_B is None else self.key_B.to(device))
+        moved = {f.name: value.to(device) for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        return replace(self, **moved)
+
+
+WORTH_PACKING = 1.05
+"""How much larger than packed rows padded ones must be: attention moves the tokens of packed rows to and fro."""
+
+
+def lay(batch: Batch, *, packed: bool) -> Laid:
+    """Give each document a row; or, where that is shorter and `packed`, lay those of a member end to end."""
+    documents, tokens = batch.ids_BT.shape
+    layout = lay_end_to_end(batch.length_B, batch.members) if packed else None
+    if layout is not None and batch.ids_BT.numel() < WORTH_PACKING * layout.position_KN.numel():
+        layout = None
+    place_BT = torch.arange(documents * tokens).view(documents, tokens)
+    ids_RN, position_RN = batch.ids_BT, torch.arange(tokens).expand(documents, tokens)
+    if layout is not None:
+        ids_RN, position_RN = packed_ids(batch.ids_BT, layout), layout.position_KN
+        real_S = torch.ones(ids_RN.numel(), dtype=torch.bool).index_fill(0, layout.padding_S, False)
+        place_BT.flatten()[layout.token_S[real_S]] = real_S.nonzero()[:, 0]
+    predicts_BT, tokens_K = batch.labelled_BT[:, 1:], batch.tokens_K
+    counted_KM = torch.arange(int(tokens_K.max())) < tokens_K[:, None]
+    # A member reads another token of its own in the place of one that it lacks: what is wrong with one member stays with it.
+    read_KM = place_BT[:: batch.documents, :1].repeat(1, counted_KM.shape[1])
+    read_KM[counted_KM] = place_BT[:, :-1][predicts_BT]
+    target_KM = torch.zeros_like(read_KM)
+    target_KM[counted_KM] = batch.ids_BT[:, 1:][predicts_BT]
+    key_RN = None
+    if batch.key_B is not None:
+        document_RN = torch.arange(documents)[:, None].expand(documents, tokens) if layout is None else layout.token_S.view_as(ids_RN) // tokens
+        key_RN = batch.key_B[document_RN]
+    return Laid(ids_RN, position_RN, layout, read_KM, target_KM, counted_KM, key_RN)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str) -> list[Row]:
@@ -91,11 +147,10 @@ def collate(members: Sequence[Sequence[Row]], pad: int, keys: Sequence[int] = ()
     No attention mask goes with it: in a causal model no token sees the padding behind it, and padding has no label.
     """
     rows = [row for member in members for row in member]
-    longest = max(len(row.ids) for row in rows)
-    ids = np.full((len(rows), longest), pad, dtype=np.int64)
-    labelled = np.zeros((len(rows), longest), dtype=bool)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
+    lengths = tuple(len(row.ids) for row in rows)
+    ids = np.full((len(rows), max(lengths)), pad, dtype=np.int64)
+    labelled = np.zeros(ids.shape, dtype=bool)
+    for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         ids[i, :n], labelled[i, :n] = row.ids, row.labelled
     key_B = torch.from_numpy(np.array(keys, dtype=np.uint64).astype(np.uint32).view(np.int32)) if keys else None
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), len(members), key_B)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), lengths, len(members), key_B)

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from data_gen.streams import stream_seed
 from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.train.batches import Batch, Row, collate
 from persona_lab.train.loop import BankLearner, Diverged, train
 from persona_lab.train.optimizers import BankAdam
+
+LOOK_EVERY = 10
+"""Steps after which the host looks for members that have diverged, where looking means waiting for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Member:
     """The adapter of the stage before; None: a fresh one."""
     init_seed: int
     """Of a fresh adapter, and of dropout."""
+    last: int | None = None
+    """The step after which it is done, and leaves the stack; None: the last stop of all."""
+    shape: LoraShape | None = None
+    """None: the bank's own."""
+    weight_decay: float = 0.0
     resumed: Progress | None = None
     """This stage's own progress, where it was begun before."""
     retired: bool = False
@@ -53,14 +62,14 @@ class Member:
 class Watcher:
     """What happens while a stack is trained; nothing comes of it unless a method is overridden."""
 
-    def on_step(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
-        """So many steps are done; nats a token, and gradient norms before clipping."""
+    def on_step(self, step: int, members: Sequence[int], loss_K: Tensor, norm_K: Tensor) -> None:
+        """So many steps are done by these members; nats a token, and gradient norms before clipping, on the device."""
 
     def on_stop(self, member: int, step: int, progress: Progress) -> None:
         """A member that has not diverged reached a stop."""
 
-    def on_pause(self, step: int, snapshot: Callable[[], list[Progress]]) -> None:
-        """A step and its stops are behind: what `snapshot` gives of every member may be kept, and training left here."""
+    def on_pause(self, step: int, snapshot: Callable[[], dict[int, Progress]]) -> None:
+        """A step and its stops are behind: what `snapshot` gives of the members that go on may be kept, and training left here."""
 
     def on_diverged(self, error: Diverged) -> None:
         """A member is given up; the others go on."""
@@ -80,55 +89,51 @@ def finetune(
     micro_batch: int,
     accelerator: Accelerator,
 ) -> None:
-    """Train all members, from the step they share to the last stop.
+    """Train all members from the step they share, each to its own last stop.
 
     Raises:
         Diverged: no member is left.
         EnvironmentFault: a single document does not fit into the memory.
     """
-    learner = _Stack(bank, members, watcher, kl_to_base=kl_to_base)
+    stack = _Stack(bank, members, watcher, kl_to_base=kl_to_base, stops=stops)
     start = {m.resumed.step if m.resumed else 0 for m in members if not m.retired}
     assert len(start) == 1, f"members of a stack start together, got steps {sorted(start)}"
-    first, last = start.pop(), max(stops)
-
-    def reach(step: int) -> None:
-        if step in stops:
-            for k in range(len(members)):
-                if k not in learner.retired:
-                    watcher.on_stop(k, step, learner.progress(k, step))
-        watcher.on_pause(step, lambda: [learner.progress(k, step) for k in range(len(members))])
-
-    def after(step: int, loss_K: Tensor, norm_K: Tensor) -> None:
-        watcher.on_step(step, loss_K, norm_K)
-        reach(step)
-
+    at = start.pop()
     # Members' gradients are windows on one buffer, a row a member: strided on purpose.
     warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
     bank.model.train()
-    reach(first)
-    train(
-        learner,
-        lambda step: _batch(members, step, pad, keyed=bank.shape.dropout > 0),
-        start=first,
-        stop=last,
-        accelerator=accelerator,
-        micro_batch=micro_batch,
-        on_step=after,
-        on_shrink=watcher.on_shrink,
-    )
+    stack.reach(at)
+    while stack.left(at):
+        end = min(stack.lasts[k] for k in stack.rows)
+        train(
+            stack,
+            lambda step: _batch([members[k] for k in stack.rows], step, pad, keyed=bank.shape.dropout > 0),
+            start=at,
+            stop=end,
+            accelerator=accelerator,
+            micro_batch=stack.micro_batch or micro_batch,
+            on_step=stack.after,
+            on_shrink=stack.shrink,
+            looks=stack.looks,
+        )
+        at = end
     bank.model.eval()
 
 
 class _Stack(BankLearner):
-    """The members in their rows of the bank."""
+    """The members in their rows of the bank, of which those that are done leave."""
 
-    def __init__(self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float) -> None:
-        bank.resize(len(members))
-        rate_K, clip_K = (torch.tensor(figures, dtype=torch.float64) for figures in ([m.rate for m in members], [m.clip for m in members]))
-        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K), kl_to_base=kl_to_base)
-        self.watcher = watcher
-        for k, member in enumerate(members):
-            self._place(k, member)
+    def __init__(self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float, stops: Sequence[int]) -> None:
+        bank.resize(len(members), [m.shape or bank.shape for m in members])
+        rate_K, clip_K, decay_K = (torch.tensor(figures, dtype=torch.float64) for figures in zip(*((m.rate, m.clip, m.weight_decay) for m in members), strict=True))
+        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K, decay_K=decay_K), kl_to_base=kl_to_base)
+        self.watcher, self.stops = watcher, stops
+        self.rows = list(range(len(members)))
+        """Which member is in each row."""
+        self.lasts = [max(stops) if m.last is None else m.last for m in members]
+        self.micro_batch: int | None = None
+        for row, member in enumerate(members):
+            self._place(row, member)
 
     def _place(self, row: int, member: Member) -> None:
         """Put a member into its row: fresh, after another stage, or where it was interrupted."""
@@ -136,22 +141,54 @@ class _Stack(BankLearner):
             self.retired.add(row)
         elif member.resumed is not None:
             self.bank.load_row(row, member.resumed.adapter, "a checkpoint of this stage")
-            self.optimizer.mean_KP[row].copy_(member.resumed.mean_P)
-            self.optimizer.square_KP[row].copy_(member.resumed.square_P)
+            self.bank.put(row, self.optimizer.mean_KP, member.resumed.mean_P)
+            self.bank.put(row, self.optimizer.square_KP, member.resumed.square_P)
         elif member.adapter is not None:
             self.bank.load_row(row, member.adapter, "the adapter of the stage before")
         else:
             self.bank.init_row(row, member.init_seed)
         self.optimizer.steps_K[row] = member.resumed.step if member.resumed else 0
 
-    def progress(self, row: int, step: int) -> Progress:
+    def left(self, step: int) -> bool:
+        """Whether anybody has steps left; those who have not, leave."""
+        going = [row for row, k in enumerate(self.rows) if self.lasts[k] > step]
+        if going and len(going) < len(self.rows):
+            self.keep(going)
+            self.rows = [self.rows[row] for row in going]
+        return bool(going)
+
+    def looks(self, step: int) -> bool:
+        """On a GPU looking means waiting, and nothing comes of a diverged member until somebody wants to keep it."""
+        return self.bank.model.device.type == "cpu" or step % LOOK_EVERY == 0 or step in self.stops
+
+    def after(self, step: int, loss_K: Tensor, norm_K: Tensor) -> None:
+        """A step is done."""
+        self.watcher.on_step(step, self.rows, loss_K, norm_K)
+        self.reach(step)
+
+    def reach(self, step: int) -> None:
+        """Tell of the stops at this step, then offer a pause."""
+        if step in self.stops:
+            for row, k in enumerate(self.rows):
+                if row not in self.retired and step <= self.lasts[k]:
+                    self.watcher.on_stop(k, step, self._progress(row, step))
+        if self.looks(step):  # so that nothing is kept of a member that has diverged
+            self.watcher.on_pause(step, lambda: {k: self._progress(row, step) for row, k in enumerate(self.rows) if self.lasts[k] > step})
+
+    def shrink(self, step: int, micro_batch: int) -> None:
+        """Stay with the smaller micro-batch."""
+        self.micro_batch = micro_batch
+        self.watcher.on_shrink(step, micro_batch)
+
+    def _progress(self, row: int, step: int) -> Progress:
         """A copy of one member's state."""
-        return Progress(self.bank.row_tensors(row), self.optimizer.mean_KP[row].cpu().clone(), self.optimizer.square_KP[row].cpu().clone(), step)
+        mean_P, square_P = (self.bank.own(row, of_KP) for of_KP in (self.optimizer.mean_KP, self.optimizer.square_KP))
+        return Progress(self.bank.row_tensors(row), mean_P, square_P, step)
 
     def retire(self, error: Diverged) -> None:
         """Tell of it first: the last one ends the training."""
         if error.member not in self.retired:
-            self.watcher.on_diverged(error)
+            self.watcher.on_diverged(Diverged(self.rows[error.member], error.step, error.what))
         super().retire(error)
 
 

@@ -2,20 +2,22 @@
 
 Loss is the mean over the labelled tokens of a member's whole step, whatever the micro-batch: 1 x 8 equals 8 x 1.
 
-Names: K members, B rows, T tokens, V vocabulary.
+Names: K members, M tokens of a member that carry loss, S of all of them, V vocabulary.
 """
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from persona_lab.errors import EnvironmentFault
 from persona_lab.models.bank import AdapterBank
-from persona_lab.train.batches import Batch
+from persona_lab.models.packing import packing, packs_exactly, read_at
+from persona_lab.train.batches import Batch, Laid, lay
 from persona_lab.train.optimizers import BankAdam
 
 CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
@@ -27,7 +29,7 @@ class Diverged(ArithmeticError):
     """The loss, the gradient or a weight of a member is not a finite number."""
 
     def __init__(self, member: int, step: int, what: str) -> None:
-        self.member, self.step = member, step
+        self.member, self.step, self.what = member, step, what
         super().__init__(f"{what} is not finite at step {step}")
 
 
@@ -55,15 +57,40 @@ class Learner(Protocol):
         ...
 
 
-def token_nats(logits_BTV: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood of each labelled token, nats, (B, T - 1); zero elsewhere."""
-    target_BT = batch.ids_BT[:, 1:].masked_fill(~batch.labelled_BT[:, 1:], -100)
-    flat_NV = _precise(logits_BTV[:, :-1]).flatten(0, 1)  # classes last: transposing them to the middle would copy
-    return nn.functional.cross_entropy(flat_NV, target_BT.flatten(), ignore_index=-100, reduction="none").view_as(target_BT)
+class TokenNats(torch.autograd.Function):
+    """Negative log-likelihood of a token under each row of logits, nats, (S,), in the place of the logits.
+
+    Their softmax overwrites them, and the gradient overwrites that: what a large vocabulary costs is memory traffic.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_SV: Tensor, target_S: Tensor) -> Tensor:
+        """By log sum exp = max - log(softmax at the max), which is never less than 1 / V."""
+        wanted_S = logits_SV.gather(1, target_S[:, None])[:, 0]
+        most_S, best_S = logits_SV.max(-1)
+        torch.softmax(logits_SV, -1, out=logits_SV)
+        ctx.save_for_backward(logits_SV, target_S)
+        return most_S - logits_SV.gather(1, best_S[:, None])[:, 0].log() - wanted_S
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Softmax minus one-hot."""
+        softmax_SV, target_S = ctx.saved_tensors
+        softmax_SV[torch.arange(len(target_S), device=target_S.device), target_S] -= 1
+        return softmax_SV.mul_(grads[0][:, None]), None
 
 
-def _precise(logits_BTV: Tensor) -> Tensor:
-    return logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32))
+def logits_of(model: PreTrainedModel, laid: Laid) -> Tensor:
+    """Logits at the places that are asked, (K * M, V), float32 or better."""
+    given = {} if laid.layout is None else {"position_ids": laid.position_RN, "layout": laid.layout}
+    with read_at(model, laid.read_KM.flatten()), nullcontext() if laid.layout is None else packing(model):
+        logits_SV = model(input_ids=laid.ids_RN, use_cache=False, **given).logits.squeeze(0)  # a view: `[0]` would copy the gradient
+    return logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+
+
+def nats_of(logits_SV: Tensor, laid: Laid) -> Tensor:
+    """Negative log-likelihood of each labelled token, nats, (K, M); zero where a member has fewer. The logits are gone."""
+    return TokenNats.apply(logits_SV, laid.target_KM.flatten()).view_as(laid.target_KM) * laid.counts_KM
 
 
 class BankLearner:
@@ -71,20 +98,22 @@ class BankLearner:
 
     def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0) -> None:
         self.bank, self.optimizer, self.kl_to_base = bank, optimizer, kl_to_base
+        self.packs = packs_exactly(bank.model, bank.members)
         self.retired: set[int] = set()
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter)."""
-        self.bank.key_dropout(batch.key_B)
-        logits_BTV = self.bank.model(input_ids=batch.ids_BT, use_cache=False).logits
-        nats_BT = token_nats(logits_BTV, batch)
-        if self.kl_to_base:
-            with torch.no_grad(), self.bank.silent():
-                base_BTV = self.bank.model(input_ids=batch.ids_BT, use_cache=False).logits
-            base_BTV, here_BTV = _precise(base_BTV[:, :-1]).log_softmax(-1), _precise(logits_BTV[:, :-1]).log_softmax(-1)
-            kl_BT = (base_BTV.exp() * (base_BTV - here_BTV)).sum(-1)
-            nats_BT = nats_BT + self.kl_to_base * kl_BT * batch.labelled_BT[:, 1:]
-        return nats_BT.reshape(batch.members, -1).sum(dim=1)
+        laid = lay(batch, packed=self.packs).to(self.bank.model.device)
+        self.bank.key_dropout(laid.key_RN, laid.position_RN)
+        here_SV = logits_of(self.bank.model, laid)
+        price_KM = self.kl_to_base * self._kl(here_SV.log_softmax(-1), laid) if self.kl_to_base else 0.0
+        return (nats_of(here_SV, laid) + price_KM).sum(1)
+
+    def _kl(self, here_SV: Tensor, laid: Laid) -> Tensor:
+        """KL(base || adapter) at each labelled token, nats, (K, M)."""
+        with torch.no_grad(), self.bank.silent():
+            base_SV = logits_of(self.bank.model, laid).log_softmax(-1)
+        return (base_SV.exp() * (base_SV - here_SV)).sum(-1).view_as(laid.target_KM) * laid.counts_KM
 
     def clear(self) -> None:
         """The gradients of every member are zero."""
@@ -100,12 +129,18 @@ class BankLearner:
 
     def retire(self, error: Diverged) -> None:
         """The member keeps its rows of every batch, so that the others' numbers are the same to the bit."""
-        if error.member in self.retired:
-            return
-        self.retired.add(error.member)
+        # Each time it is seen: what made it diverge may do so again.
         self.optimizer.retire(error.member)
-        if len(self.retired) == self.bank.members:
-            raise error
+        if error.member not in self.retired:
+            self.retired.add(error.member)
+            if len(self.retired) == self.bank.members:
+                raise error
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with some of the members; the others are done, and nothing is computed for them any more."""
+        self.retired = {new for new, row in enumerate(rows) if row in self.retired}
+        self.bank.keep(rows)
+        self.optimizer.keep(rows, self.bank.weight_KP, self.bank.grad_KP)
 
 
 class ModelLearner:
@@ -116,8 +151,8 @@ class ModelLearner:
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy."""
-        logits_BTV = self.model(input_ids=batch.ids_BT, use_cache=False).logits
-        return token_nats(logits_BTV, batch).sum()[None]
+        laid = lay(batch, packed=packs_exactly(self.model, 1)).to(self.model.device)
+        return nats_of(logits_of(self.model, laid), laid).sum(1)
 
     def clear(self) -> None:
         """No parameter has a gradient."""
@@ -136,6 +171,30 @@ class ModelLearner:
         raise error
 
 
+class Health:
+    """Which members have gone wrong, kept where they are computed: to look at it, the host waits for the device."""
+
+    WHAT = ("loss", "gradient norm", "a weight")
+
+    def __init__(self, members: int, device: torch.device) -> None:
+        self.what_K = torch.full((members,), -1, device=device)
+        self.step_K = torch.zeros_like(self.what_K)
+
+    def note(self, step: int, *finite_K: Tensor) -> None:
+        """Remember the first thing that is not finite, and when it was; as many tensors as there are words in `WHAT`."""
+        for what, fine_K in enumerate(finite_K):
+            new_K = ~fine_K & (self.what_K < 0)
+            self.what_K.masked_fill_(new_K, what)
+            self.step_K.masked_fill_(new_K, step)
+
+    def found(self) -> Iterator[Diverged]:
+        """The members that have gone wrong."""
+        if (self.what_K >= 0).any():
+            for member, (what, step) in enumerate(zip(self.what_K.tolist(), self.step_K.tolist(), strict=True)):
+                if what >= 0:
+                    yield Diverged(member, step, self.WHAT[what])
+
+
 def train(
     learner: Learner,
     batch_at: Callable[[int], Batch],
@@ -146,6 +205,7 @@ def train(
     micro_batch: int,
     on_step: Callable[[int, Tensor, Tensor], None],
     on_shrink: Callable[[int, int], None],
+    looks: Callable[[int], bool] = lambda steps: True,
 ) -> None:
     """Train from step `start` to step `stop` (optimizer steps done).
 
@@ -156,28 +216,32 @@ def train(
         stop: steps done at the end.
         accelerator: device, precision, backward.
         micro_batch: documents of one member in one forward pass; halved when the memory does not hold them.
-        on_step: called after each update with steps done, loss_K (nats a token) and gradient norm_K.
+        on_step: called after each update with steps done, loss_K (nats a token) and gradient norm_K, on the device.
         on_shrink: called with the step that is repeated and its new micro-batch.
+        looks: whether the host looks, after so many steps, for members that have diverged; for them the rest is idle work.
 
     Raises:
         Diverged: a loss, gradient or weight is not finite, and no other member is left.
         EnvironmentFault: a single document does not fit into the memory.
     """
+    health: Health | None = None
     for step in range(start, stop):
-        batch = batch_at(step).to(accelerator.device)
+        batch = batch_at(step)
         while (loss_K := _gradients(learner, batch, accelerator, micro_batch)) is None:
             micro_batch = _halved(micro_batch, batch, step)
             on_shrink(step, micro_batch)
         norm_K = learner.update(step)
-        for what, finite_K in (("loss", loss_K.isfinite()), ("gradient norm", norm_K.isfinite()), ("a weight", learner.finite_K())):
-            for member in (~finite_K).nonzero()[:, 0].tolist():
-                learner.retire(Diverged(member, step, what))
+        health = health or Health(len(loss_K), loss_K.device)
+        health.note(step, loss_K.isfinite(), norm_K.isfinite(), learner.finite_K())
+        if looks(step + 1) or step + 1 == stop:
+            for error in health.found():
+                learner.retire(error)
         on_step(step + 1, loss_K, norm_K)
 
 
 def _gradients(learner: Learner, batch: Batch, accelerator: Accelerator, micro_batch: int) -> Tensor | None:
     """Accumulate the gradients of a step; its loss_K, or None, with no gradient left behind, when the memory is full."""
-    tokens_K = batch.tokens_K.clamp(min=1)
+    tokens_K = batch.tokens_K.clamp(min=1).to(accelerator.device, non_blocking=True)
     loss_K = torch.zeros(batch.members, device=accelerator.device)
     try:
         for part in batch.parts(micro_batch):

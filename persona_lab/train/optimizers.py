@@ -4,7 +4,7 @@ Names: K members, P parameters of one adapter.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,29 +13,27 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class BankAdam:
-    """Adam (Kingma & Ba 2015, algorithm 1) on K adapters at once: rate, clipping and step count are each member's own."""
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2) on K adapters at once: rate, decay, clipping and step count are each member's own."""
 
-    def __init__(self, weight_KP: Tensor, grad_KP: Tensor, *, rate_K: Tensor, clip_K: Tensor) -> None:
+    def __init__(self, weight_KP: Tensor, grad_KP: Tensor, *, rate_K: Tensor, clip_K: Tensor, decay_K: Tensor | None = None) -> None:
         self.weight_KP, self.grad_KP = weight_KP, grad_KP
         self.rate_K, self.clip_K = rate_K.to(weight_KP), clip_K.to(weight_KP)
+        self.decay_K = None if decay_K is None or not decay_K.any() else decay_K.to(weight_KP)
         self.mean_KP = torch.zeros_like(weight_KP)
         self.square_KP = torch.zeros_like(weight_KP)
         self.steps_K = torch.zeros(weight_KP.shape[0], dtype=weight_KP.dtype, device=weight_KP.device)
 
     @torch.no_grad()
     def step(self) -> Tensor:
-        """Clip, update, and clear the gradients; returns each member's gradient norm before clipping, (K,).
-
-        A member whose norm is not finite is updated as if it had no gradient; the others are as they would be without it.
-        """
+        """Clip, update, and clear the gradients; returns each member's gradient norm before clipping, (K,)."""
         norm_K = torch.linalg.vector_norm(self.grad_KP, dim=1)
-        if not torch.isfinite(norm_K).all():
-            self.grad_KP[~torch.isfinite(norm_K)] = 0
         # The same rule as torch.nn.utils.clip_grad_norm_, one member at a time.
-        self.grad_KP.mul_((self.clip_K / (norm_K.nan_to_num() + 1e-6)).clamp(max=1.0)[:, None])
+        self.grad_KP.mul_((self.clip_K / (norm_K + 1e-6)).clamp(max=1.0)[:, None])
         self.steps_K += 1
         self.mean_KP.lerp_(self.grad_KP, 1 - BETA_1)
         self.square_KP.mul_(BETA_2).addcmul_(self.grad_KP, self.grad_KP, value=1 - BETA_2)
+        if self.decay_K is not None:
+            self.weight_KP.mul_((1 - self.rate_K * self.decay_K)[:, None])
         rate_K = self.rate_K / (1 - BETA_1**self.steps_K)
         scale_KP = (self.square_KP / (1 - BETA_2**self.steps_K)[:, None]).sqrt_().add_(EPSILON)
         self.weight_KP.sub_(rate_K[:, None] * self.mean_KP / scale_KP)
@@ -47,6 +45,13 @@ class BankAdam:
         """Set a member to zero, where it stays: without A and B neither gets a gradient."""
         for of_KP in (self.weight_KP, self.mean_KP, self.square_KP, self.grad_KP):
             of_KP[row] = 0
+
+    def keep(self, rows: Sequence[int], weight_KP: Tensor, grad_KP: Tensor) -> None:
+        """Go on with some of the members, whose weights and gradients are elsewhere now."""
+        self.weight_KP, self.grad_KP, kept = weight_KP, grad_KP, list(rows)
+        self.mean_KP, self.square_KP = self.mean_KP[kept], self.square_KP[kept]
+        self.rate_K, self.clip_K, self.steps_K = self.rate_K[kept], self.clip_K[kept], self.steps_K[kept]
+        self.decay_K = None if self.decay_K is None else self.decay_K[kept]
 
 
 def orthogonalize(matrices_NIO: Tensor, iterations: int = 5) -> Tensor:
