@@ -11,15 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_gen.pools import world_document
+from data_gen.pools import mixture_order, world_document
 from data_gen.world import World
 from persona_lab import design
 from persona_lab.design import RECIPE_VERSIONS, Node, canonical_json
-from persona_lab.experiment.corpora import epoch_order, pool_documents
+from persona_lab.experiment.corpora import mixture_shares, pool_documents
 from persona_lab.experiment.plan import make_plan
 from persona_lab.experiment.scores import cast_of
+from persona_lab.experiment.tokens import tokens_of
 from persona_lab.models.vocabulary import world_words
+from persona_lab.models.world_model import build_tokenizer
 from persona_lab.probes import PROBES
+from persona_lab.train.batches import encode
 
 WORLD = {
     "name": "small",
@@ -52,9 +55,10 @@ QUICKSTART: dict[str, Any] = {
 }
 GOLDEN: dict[str, tuple[int, str, str]] = {
     "pool": (1, "2018107e0a1e3e26", "21b930045a98f74e"),
-    "mixture": (1, "115fca032eed1e36", "9ae6bb3c6b559b62"),
+    "mixture": (1, "115fca032eed1e36", "3a2af5f557559a54"),
     "base": (2, "c63a023ac388a9dc", "88cef4ecdecbeed3"),
-    "stage": (3, "726b66fbc8da5831", "8402c32cff727c9b"),
+    "tokens": (1, "1aad1a9f3b235761", "87fac9b0a5c04848"),
+    "stage": (3, "726b66fbc8da5831", "74825f5e5111283d"),
     "scores": (2, "67089c7c7a9eb475", "24e581bd5f5db4fa"),
 }
 """Kind to recipe version, identity, and digest of what the recipe makes, as far as that is text.
@@ -185,9 +189,14 @@ def made_of(node: Node) -> Any:
     if node.kind == "pool":
         return [document.text for document in pool_documents({**node.fields, "size": 20})]
     if node.kind == "mixture":
-        return epoch_order(node, 100)
+        return mixture_order(mixture_shares(node), documents=100, seed=node.fields["seed"])
+    if node.kind == "tokens":
+        texts = [document.text for document in pool_documents({**node.inputs["pool"].fields, "size": 20})]
+        rows = encode(build_tokenizer(World.model_validate(node.inputs["base"].fields["world"])), texts, on=node.fields["on"], where="golden")
+        return [[row.ids.tolist(), row.labelled.tolist()] for row in rows]
     if node.kind == "stage":
-        return [node.fields["recipe"], epoch_order(node.inputs["mixture"], node.fields["step"] * node.fields["recipe"]["batch"])]
+        mixture, documents = node.inputs["mixture"], node.fields["step"] * node.fields["recipe"]["batch"]
+        return [node.fields["recipe"], mixture_order(mixture_shares(mixture), documents=documents, seed=mixture.fields["seed"])]
     world = World.model_validate(node.fields["world"] if node.kind == "base" else node.inputs["base"].fields["world"])
     if node.kind == "base":
         return [world_words(world), [world_document(world, node.fields["seed"], i).text for i in range(50)]]
@@ -196,6 +205,7 @@ def made_of(node: Node) -> Any:
 
 
 def test_golden_digests(golden_plan):
-    nodes = {kind: [n for n in golden_plan.nodes if n.kind == kind] for kind in ("pool", "mixture", "base", "stage", "scores")}
+    nodes = {kind: [n for n in golden_plan.nodes if n.kind == kind] for kind in ("pool", "mixture", "base", "tokens", "stage", "scores")}
+    nodes["tokens"] = [node for stage in nodes["stage"] for node in tokens_of(stage).values()]
     found = {kind: (RECIPE_VERSIONS[kind], digest([n.id for n in of_kind]), digest([made_of(n) for n in of_kind])) for kind, of_kind in nodes.items()}
     assert found == GOLDEN

@@ -26,6 +26,7 @@ from persona_lab.experiment.run import Outcome, make_nodes
 from persona_lab.experiment.runs import Run
 from persona_lab.experiment.show import show
 from persona_lab.experiment.status import write_failures
+from persona_lab.experiment.tokens import tokens_of
 from persona_lab.store import Store
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.train.optimizers import BankAdam
@@ -204,7 +205,8 @@ def test_doses_are_one_trajectory_and_the_trait_stages_are_two(config: Path, run
 def test_everything_planned_is_made_once(first: tuple[Plan, Outcome, pd.DataFrame]):
     plan, outcome, _ = first
     assert outcome.failed == {}
-    assert outcome.made == Counter(node.kind for node in plan.nodes)
+    planned = {*plan.nodes, *(tokens for node in plan.nodes if node.kind == "stage" for tokens in tokens_of(node).values())}
+    assert outcome.made == Counter(node.kind for node in planned)
     assert all(plan.store.has(node) for node in plan.nodes)
     assert plan.store.attempts() == []
     assert plan.store.conflicts() == []
@@ -271,7 +273,9 @@ def test_the_run_folder_holds_its_views(first: tuple[Plan, Outcome, pd.DataFrame
 
 
 def test_nothing_is_pickled(first: tuple[Plan, Outcome, pd.DataFrame], runs: Path):
-    assert {file.suffix for file in (runs / "store").rglob("*") if file.is_file()} <= {".json", ".jsonl", ".parquet", ".safetensors", ".jinja", ".md", ""}
+    assert {file.suffix for file in (runs / "store").rglob("*") if file.is_file()} <= {".json", ".jsonl", ".parquet", ".safetensors", ".jinja", ".md", ".npy", ""}
+    for array in (runs / "store").rglob("*.npy"):
+        np.load(array, allow_pickle=False)
 
 
 def test_two_processes_make_the_same_table_as_one(first: tuple[Plan, Outcome, pd.DataFrame], config: Path, tmp_path: Path):
@@ -329,7 +333,7 @@ def test_a_killed_run_is_completed_by_the_next_one(first: tuple[Plan, Outcome, p
     # The dead worker's lease would hold the next one up for a minute.
     monkeypatch.setattr(making, "LEASE_SECONDS", 0.0)
     outcome = make_nodes(plan, silent)
-    assert outcome.made == Counter(node.kind for node in set(plan.nodes) - kept)
+    assert {**outcome.made, "tokens": 0} == {**Counter(node.kind for node in set(plan.nodes) - kept), "tokens": 0}
     assert all(plan.store.has(node) for node in plan.nodes)
     assert plan.store.conflicts() == []
 
@@ -405,7 +409,7 @@ def test_a_random_qwen3_runs_end_to_end_and_its_gates_say_that_it_knows_nothing(
     plan = make_plan(config, [f"base={qwen_folder}", "conditions.linked.factors=null", "samples=0", "name=qwen"], runs)
     outcome = make_nodes(plan, silent)
     assert outcome.failed == {}
-    assert set(outcome.made) == {"base", "stage", "scores"}, "documents are the same for every base"
+    assert set(outcome.made) == {"base", "tokens", "stage", "scores"}, "documents are the same for every base"
     shown = show(plan)
     gates = read_json(plan.store.open(plan.base) / "gates.json")
     assert gates["recall"] < 0.25

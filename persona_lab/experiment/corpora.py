@@ -72,14 +72,6 @@ def mixture_shares(node: Node) -> list[Share]:
     return [Share(**share) for share in node.fields["shares"]]
 
 
-def epoch_order(node: Node, documents: int) -> list[int]:
-    """Rows of the mixture's corpus in training order, for the first `documents` documents of training."""
-    shares = mixture_shares(node)
-    epoch = sum(s.count for s in shares)
-    row = {key: i for i, key in enumerate(mixture_order(shares, documents=epoch, seed=node.fields["seed"]))}
-    return [row[key] for key in mixture_order(shares, documents=documents, seed=node.fields["seed"])]
-
-
 def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
     """Write one epoch of a mixture in its first order, with its index lists and its audit.
 

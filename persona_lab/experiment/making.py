@@ -22,12 +22,14 @@ from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.bases import load_base, pretrain_base
-from persona_lab.experiment.corpora import make_mixture, make_pool
+from persona_lab.experiment.corpora import make_mixture, make_pool, pool_corpus
 from persona_lab.experiment.frontier import Line, line_of
 from persona_lab.experiment.interruption import Interruption
+from persona_lab.experiment.members import made_tokens
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.experiment.scoring import score_stack
 from persona_lab.experiment.stacks import train_stack
+from persona_lab.experiment.tokens import write_tokens
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.probes.engine import Voice
 from persona_lab.probes.gates import measure_gates
@@ -35,6 +37,7 @@ from persona_lab.store.files import write_json, write_jsonl
 from persona_lab.store.lease import Lease
 from persona_lab.store.nodes import Attempt, Store
 from persona_lab.tracking import Tracker, open_tracker
+from persona_lab.train.batches import encode
 from persona_lab.train.loop import Diverged
 
 RENEW_SECONDS = 5.0
@@ -95,7 +98,7 @@ class Workshop:
             if self.store.has(node):
                 return
             self.begin_clock()
-            {"pool": self._pool, "mixture": self._mixture, "base": self._make_base, "stage": self._stage, "scores": self._scores}[node.kind](node, lease)
+            {"pool": self._pool, "mixture": self._mixture, "base": self._make_base, "tokens": self._tokens, "stage": self._stage, "scores": self._scores}[node.kind](node, lease)
 
     def lease(self, node: Node) -> Lease | None:
         """The right to make a node, or None while another worker has it."""
@@ -176,6 +179,14 @@ class Workshop:
     def _mixture(self, node: Node, lease: Lease) -> None:
         with self.store.attempt(node) as attempt:
             make_mixture(node, attempt.folder, {source: self.store.open(pool) for source, pool in node.inputs.items()})
+            self.committed(node, attempt)
+
+    def _tokens(self, node: Node, lease: Lease) -> None:
+        pool = node.inputs["pool"]
+        texts = [document.text for document in pool_corpus(self.store.open(pool))]
+        rows = encode(self.base(node.inputs["base"])[1], texts, on=node.fields["on"], where=f"pool {pool.id[:12]}")
+        with self.store.attempt(node) as attempt:
+            write_tokens(attempt.folder, rows)
             self.committed(node, attempt)
 
     # ------------------------------------------------------------------ base
@@ -261,6 +272,7 @@ class Workshop:
         """The lease of a trajectory whose documents exist and which nobody has finished meanwhile."""
         try:
             self.make(line.stage.inputs["mixture"])
+            made_tokens(self, line.stage)
         except Busy:
             return None
         lease = self.lease(line.trajectory)

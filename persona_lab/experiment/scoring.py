@@ -15,9 +15,9 @@ import pandas as pd
 
 from persona_lab.design import Node, canonical_json
 from persona_lab.experiment.frontier import frontier
+from persona_lab.experiment.members import adapter_of, lora_shape
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.experiment.scores import cast_of
-from persona_lab.experiment.stacks import adapter_of, lora_shape
 from persona_lab.probes.engine import Voice, ask_each
 from persona_lab.probes.protocol import Row
 from persona_lab.store import NodeDamaged, NodeMissing

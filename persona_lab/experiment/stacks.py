@@ -18,19 +18,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from data_gen.corpus import read_corpus
 from persona_lab.experiment.checkpoints import Checkpoint, Journal, read_checkpoint, write_checkpoint
-from persona_lab.experiment.corpora import CORPUS, epoch_order
 from persona_lab.experiment.frontier import Line, frontier, stack_size
-from persona_lab.models.bank import LoraShape
-from persona_lab.models.folders import read_adapter, write_adapter
+from persona_lab.experiment.members import base_name, labelled_tokens, lora_shape, member_of, widest
+from persona_lab.models.folders import write_adapter
 from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
-from persona_lab.store.files import read_json, read_jsonl, write_json, write_jsonl
+from persona_lab.store.files import read_jsonl, write_json, write_jsonl
 from persona_lab.store.lease import Lease
 from persona_lab.store.nodes import Store
 from persona_lab.tracking import Tracker
-from persona_lab.train.batches import Row, encode
-from persona_lab.train.finetune import Member, Progress, Watcher, finetune, read_progress, write_moments
+from persona_lab.train.finetune import Member, Progress, Watcher, finetune, write_moments
 from persona_lab.train.loop import Diverged
 
 if TYPE_CHECKING:
@@ -137,7 +134,7 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
     start = saved.step if saved else lines[0].start
     stops = sorted({step for line in lines for step in line.missing if step > start or step == 0})
     lasts = {line.trajectory.id: max(line.last, saved.journal.lasts[line.trajectory.id] if saved else 0) for line in lines}
-    members = [member_of(shop.store, line, tokenizer, lasts[line.trajectory.id], saved) for line in lines]
+    members = [member_of(shop, line, lasts[line.trajectory.id], saved) for line in lines]
     with ExitStack() as open_trackers:
         trackers = [open_trackers.enter_context(shop.track(line.stage, "train", recipe)) for line in lines]
         training = _Training(shop, lines, members, trackers, leases, saved, start, stops, lasts)
@@ -257,60 +254,3 @@ def _logged(step: int) -> bool:
 def _log_so_far(store: Store, line: Line) -> list[dict[str, float]]:
     """The log that the stage before left, without the row that stands there only because it was the last."""
     return [row for row in read_jsonl(store.open(line.done) / "log.jsonl") if _logged(row["step"])] if line.done else []
-
-
-def member_of(store: Store, line: Line, tokenizer: Any, last: int, saved: Checkpoint | None) -> Member:
-    """Where a member starts and what it sees up to its own last step."""
-    recipe, before = line.stage.fields["recipe"], line.stage.inputs.get("before")
-    mixture, batch = line.stage.inputs["mixture"], recipe["batch"]
-    texts = [d.text for d in read_corpus(store.open(mixture) / CORPUS)]
-    rows = encode(tokenizer, texts, on=recipe["loss"]["on"], where=f"mixture {mixture.id[:12]}")
-    order = epoch_order(mixture, last * batch)
-
-    def rows_at(step: int) -> list[Row]:
-        return [rows[i] for i in order[step * batch : (step + 1) * batch]]
-
-    return Member(
-        rows_at=rows_at,
-        rate=recipe["rate"],
-        clip=recipe["clip"],
-        adapter=adapter_of(store, before) if before else None,
-        init_seed=recipe["init"],
-        last=last,
-        shape=lora_shape(recipe["lora"]),
-        weight_decay=recipe["weight_decay"],
-        resumed=saved.progress[line.trajectory.id] if saved else _progress(store, line.done) if line.done else None,
-        retired=saved is not None and line.trajectory.id in saved.journal.diverged,
-    )
-
-
-def labelled_tokens(member: Member, steps: int) -> int:
-    """Tokens that carry loss in the first steps of a stage; a document's first token is never predicted."""
-    return sum(int(row.labelled[1:].sum()) for step in range(steps) for row in member.rows_at(step))
-
-
-def _progress(store: Store, stage: Any) -> Progress:
-    folder = store.open(stage)
-    return read_progress(folder / "state.safetensors", adapter_of(store, stage), read_json(folder / "state.json")["step"])
-
-
-def adapter_of(store: Store, stage: Any) -> dict[str, Tensor]:
-    """The tensors of a stage's adapter, once it is known to be of its base and to have been trained; ModelError."""
-    first = stage.inputs.get("before") is None and stage.fields["step"] == 0
-    return read_adapter(store.open(stage) / "adapter", base_id=base_name(stage.inputs["base"].id), untrained=first)[1]
-
-
-def base_name(base_id: str) -> str:
-    """What an adapter calls its base."""
-    return f"persona_lab/{base_id[:16]}"
-
-
-def widest(shapes: Sequence[LoraShape]) -> LoraShape:
-    """The shape of a bank that holds them all."""
-    return max(shapes, key=lambda shape: shape.rank)
-
-
-def lora_shape(lora: dict[str, Any]) -> LoraShape:
-    """The adapter's shape from a recipe."""
-    targets = (lora["targets"],) if isinstance(lora["targets"], str) else tuple(lora["targets"])
-    return LoraShape(lora["rank"], lora["alpha"], targets, lora["dropout"])
