@@ -23,6 +23,8 @@ bench: $(READY)
 	$(OFFLINE) $(BIN)/python -m benchmarks.cells
 	$(OFFLINE) $(BIN)/python -m benchmarks.scoring
 	$(OFFLINE) $(BIN)/python -m benchmarks.threshold
+	$(OFFLINE) $(BIN)/python -m benchmarks.sweep
+	$(OFFLINE) $(BIN)/python -m benchmarks.forecast
 
 soak: $(READY)
 	$(BIN)/python -m tests.faults --tier long

@@ -4,29 +4,25 @@
 
 Both sides are measured in one run, interleaved: a stretch of real training steps (the stage of configs/ratio.yaml:
 its base, adapter shape, documents and batch), then plain float32 products of the same shapes as the step's largest
-linear, then a 1024-cube as the machine's rate. FLOPs of a step count what is multiplied on real tokens: forward and
-activation gradients of frozen linears (4 per weight and token), LoRA (6), output layer (4), attention (forward and
-backward, 12 T d per layer and token). Padding and everything that is no product counts as time only.
+linear, then a 1024-cube as the machine's rate. What counts as FLOPs is said in `benchmarks.flops`.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
-from torch import Tensor
 
+from benchmarks.flops import product_rate, spread, train_flops
 from persona_lab.config import load_experiment
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.experiment.corpora import pool_documents
 from persona_lab.experiment.plan import make_plan
-from persona_lab.models.bank import AdapterBank, LoraShape, StackedLora
+from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.folders import parameter_count
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.engine import Voice, ask
@@ -77,41 +73,6 @@ def train_seconds(setting: Setting, accelerator: Accelerator) -> float:
     return time.perf_counter() - start
 
 
-def step_flops(setting: Setting) -> float:
-    """Useful FLOPs of one step, on real tokens, mean over the steps."""
-    tokens = sum(len(row.ids) for row in setting.rows) / STEPS
-    lengths = np.array([len(row.ids) for row in setting.rows])
-    linears = [m for m in setting.bank.model.modules() if isinstance(m, StackedLora)]
-    frozen = sum(m.d_in * m.d_out for m in linears)
-    lora = sum(m.size for m in linears)
-    config = setting.bank.model.config
-    head = config.hidden_size * config.vocab_size
-    attention = 12 * config.hidden_size * config.num_hidden_layers * float((lengths**2).sum()) / STEPS
-    return tokens * (4 * frozen + 6 * lora + 4 * head) + attention
-
-
-def product_rate(m: int, k: int, n: int) -> Callable[[], float]:
-    """A measurement of FLOP/s of one float32 product shape."""
-    a, b = torch.randn(m, k), torch.randn(k, n)
-    repeats = max(3, int(2e9 / (2 * m * k * n)))
-
-    def measure() -> float:
-        start = time.perf_counter()
-        out: Tensor | None = None
-        for _ in range(repeats):
-            out = a @ b
-        assert out is not None
-        return 2 * m * k * n * repeats / (time.perf_counter() - start)
-
-    return measure
-
-
-def spread(values: list[float]) -> str:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return f"{middle:.4g} [{low:.4g}, {high:.4g}]"
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,7 +85,7 @@ def main() -> None:
     config = setting.bank.model.config
     tokens = int(sum(len(r.ids) for r in setting.rows) / STEPS)
     shapes = {"own shape": product_rate(tokens, config.hidden_size, config.intermediate_size), "1024 cube": product_rate(1024, 1024, 1024)}
-    flops = step_flops(setting)
+    flops = train_flops(setting.bank, [len(r.ids) for r in setting.rows]) / STEPS
     seconds: list[float] = []
     probing: list[float] = []
     rates: dict[str, list[float]] = {name: [] for name in shapes}

@@ -30,24 +30,23 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from peft import PeftModel
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from benchmarks.questions import choices_of, word_base, word_questions, word_tokenizer
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.experiment.plan import make_plan
-from persona_lab.experiment.scores import cast_of
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.folders import write_adapter
 from persona_lab.models.world_model import build_model, build_tokenizer
-from persona_lab.probes import PROBES
 from persona_lab.probes.engine import Voice, answer_each
 from persona_lab.probes.protocol import Choice
 from persona_lab.probes.spans import Span, choice_spans, encode, forget
@@ -100,30 +99,14 @@ def tiny_questions(questions: int) -> tuple[PreTrainedModel, PreTrainedTokenizer
     base = plan.loaded.experiment.base
     assert isinstance(base, EmbeddedBase)
     tokenizer = build_tokenizer(plan.loaded.world)
-    questions_K = []
-    for node in [n for n in plan.nodes if n.kind == "scores" and "stage" in n.inputs][:MEMBERS]:
-        items = [(p, item) for p in node.fields["probes"] for item in PROBES[p].items(cast_of(node))]
-        asked = [r for p, item in items for r in PROBES[p].requests(item) if isinstance(r, Choice)]
-        questions_K.append([asked[i * len(asked) // questions] for i in range(questions)])
+    nodes = [n for n in plan.nodes if n.kind == "scores" and "stage" in n.inputs][:MEMBERS]
+    questions_K = [choices_of(node, questions) for node in nodes]
     return build_model(tokenizer, width=base.width, layers=base.layers, heads=base.heads, seed=0), tokenizer, questions_K
 
 
 def cpu_questions(questions: int) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[list[Choice]]]:
-    """Random words: the same questions for every adapter, which share nothing with one another."""
-    words = {word: i for i, word in enumerate(["<unk>", "<bos>", "<eos>", *(f"w{i}" for i in range(3, 8192))])}
-    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<bos>", eos_token="<eos>", pad_token="<eos>", unk_token="<unk>", model_max_length=512)
-    rng = np.random.default_rng(0)
-
-    def text(length: int) -> str:
-        return " ".join(f"w{i}" for i in rng.integers(3, 8192, length))
-
-    asked = [Choice(text(int(rng.integers(100, 139))), tuple(f" {text(3 if n % 2 else 1)}" for _ in range(4))) for n in range(questions)]
-    shape = LlamaConfig(vocab_size=8192, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=512)
-    torch.manual_seed(0)
-    return LlamaForCausalLM(shape), tokenizer, [asked] * MEMBERS
+    """The same questions for every adapter."""
+    return word_base(width=256, heads=4), word_tokenizer(), [word_questions(questions)] * MEMBERS
 
 
 def build(name: str, questions: int, folder: Path) -> Workload:
@@ -197,14 +180,14 @@ def peft_mixed(work: Workload, _: int) -> Nats:
 
 def lm_eval_warm(work: Workload) -> Callable[[Workload, int], Nats]:
     """The harness in this process; its model is made here, before any clock starts."""
-    from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-
-    lm = HFLM(pretrained=work.peft, tokenizer=work.tokenizer, batch_size=BATCH, device="cpu")
+    # Typed as Any: the harness is an extra, and may not be installed where types are checked.
+    instance: Any = import_module("lm_eval.api.instance").Instance
+    harness: Any = import_module("lm_eval.models.huggingface").HFLM
+    lm = harness(pretrained=work.peft, tokenizer=work.tokenizer, batch_size=BATCH, device="cpu")
 
     def score(work: Workload, member: int) -> Nats:
         work.peft.set_adapter(str(member))
-        asked = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(work.pairs(member))]
+        asked = [instance("loglikelihood", {}, pair, i) for i, pair in enumerate(work.pairs(member))]
         return {member: [nats for nats, _ in lm.loglikelihood(asked, disable_tqdm=True)]}
 
     return score

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,8 +11,11 @@ import typer
 
 from persona_lab.cli.console import AsJson, Ticker, duration, emit, finite, is_first, remark, size
 from persona_lab.errors import CheckFailed, ConfigError, Problem, printable
+from persona_lab.experiment.costs import read_measured, write_measured
+from persona_lab.experiment.forecast import forecast
 from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.plan import RUNS, Plan, make_plan, open_plan
+from persona_lab.experiment.prefixes import tree
 from persona_lab.experiment.runs import Run, all_runs, find_run
 from persona_lab.experiment.status import estimate, status, write_failures
 
@@ -82,19 +86,82 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
 
 
-def plan(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json: AsJson = False) -> None:
-    """What a run would make: cells, nodes, what sharing saves, time and disk. Nothing is written.
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    measure: Annotated[bool, typer.Option("--measure", help="First find out what this machine needs for it, in some seconds.")] = False,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """What a run would make: cells, stages as a tree, what sharing saves; time, memory and disk once this machine was measured.
+
+    Nothing is made that a run would use. Without --measure nothing is written.
 
     Example: persona-lab plan configs/quickstart.yaml seeds=5
     """
     planned = make_plan(config, overrides or [], runs)
-    found = {**planned.describe(), "left": estimate(planned)}
-    cells = [f"  {name:20} {count} cells" for name, count in found["conditions"].items()]
-    nodes = [f"  {kind:20} {counts['planned']} planned, {counts['done']} done" for kind, counts in found["nodes"].items()]
-    trained = f"documents trained: {found['documents_trained']:,} ({found['documents_without_sharing']:,} without sharing)"
+    if measure:
+        _measure(planned, ["plan", str(config), *(overrides or []), "--measure", "--runs", str(runs)])
+    measured = read_measured(planned)
+    foreseen = forecast(planned, measured) if measured else None
+    found = {
+        **planned.describe(),
+        "tree": [asdict(branch) for branch in tree(planned)],
+        "left": estimate(planned),
+        "forecast": asdict(foreseen) if foreseen else None,
+    }
+    emit(found, plan_words(found), as_json=as_json)
+
+
+def _measure(planned: Plan, command: list[str]) -> None:
+    """Measure this machine, and keep what was found."""
+    planned.store.check_writable()
+    with Interruption() as interruption, Ticker(quiet=not is_first()) as ticker:
+        from persona_lab.experiment.measuring import measure
+
+        write_measured(planned, measure(planned, command, interruption, ticker))
+
+
+def plan_words(found: dict[str, Any]) -> str:
+    """A plan for people."""
+    lines = [f"{found['run']}: {found['cells']} cells"]
+    lines += [f"  {name:20} {count} cells" for name, count in found["conditions"].items()]
     if "search" in found:
-        cells.append("  {cells} of the search so far, in rounds of at most {budget} cells; {rounds_decided} rounds decided".format(**found["search"]))
-    emit(found, "\n".join([f"{found['run']}: {found['cells']} cells", *cells, "nodes", *nodes, trained, left_words(found["left"])]), as_json=as_json)
+        lines.append("  {cells} of the search so far, in rounds of at most {budget} cells; {rounds_decided} rounds decided".format(**found["search"]))
+    lines += ["nodes", *(f"  {kind:20} {counts['planned']} planned, {counts['done']} done" for kind, counts in found["nodes"].items())]
+    lines += ["stages", *(branch_words(branch) for branch in found["tree"])]
+    shared, alone = found["documents_trained"], found["documents_without_sharing"]
+    lines.append(f"documents trained: {shared:,} ({alone:,} without sharing, {saved(shared, alone)} saved)")
+    return "\n".join([*lines, forecast_words(found)])
+
+
+def branch_words(branch: dict[str, Any]) -> str:
+    """One line of the tree of stages."""
+    name = f"{'  ' * branch['depth']}{branch['stage']}"
+    doses = ", ".join(f"{step:,}" for step in branch["steps"])
+    times = f"{doses} steps x {branch['trajectories']:,}"
+    return f"{name:22} {times:28} {branch['documents']:,} documents, {branch['cells']:,} cells"
+
+
+def saved(shared: float, alone: float) -> str:
+    """The share that need not be trained, in words."""
+    return f"{100 * (1 - shared / alone):.0f} %" if alone else "0 %"
+
+
+def forecast_words(found: dict[str, Any]) -> str:
+    """Time, memory and disk in words, or how to get to know them."""
+    foreseen, left = found["forecast"], found["left"]
+    if foreseen is None:
+        return left_words(left) + ("; memory, and time with all workers: add --measure" if left["nodes"] else "")
+    if not foreseen["seconds"]:
+        return left_words({"nodes": 0})
+    alone = "one worker" if foreseen["workers"] == 1 else f"{foreseen['workers']} workers"
+    each = "" if foreseen["workers"] == 1 else f" of one, {size(foreseen['peak_bytes_all'])} of all"
+    spent = ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in sorted(foreseen["by_kind"].items(), key=lambda part: -part[1]))
+    return (
+        f"{left['nodes']:,} nodes to make: about {duration(foreseen['seconds'])} with {alone}, {size(foreseen['peak_bytes'])} of memory at most{each}, "
+        f"{size(foreseen['disk_bytes'])} of disk\nof this, all workers added: {spent}; {foreseen['tokens']:,.0f} tokens to train on"
+    )
 
 
 def show_status(
@@ -201,7 +268,7 @@ def left_words(left: dict[str, Any]) -> str:
     if not left["nodes"]:
         return "everything is made"
     if left["seconds"] is None:
-        return f"{left['nodes']} nodes to make; time and disk are unknown until the first cell is trained"
+        return f"{left['nodes']:,} nodes to make; time and disk are unknown until the first cell is trained"
     return f"{left['nodes']} nodes to make: about {duration(left['seconds'])} with one worker, {size(left['bytes'])} of disk"
 
 

@@ -1,5 +1,6 @@
 """What could be trained now: the trajectories that are wanted, unfinished, and have everything that they start from."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +10,8 @@ from persona_lab.design import Node, canonical_json
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.store.nodes import Store
 
-FULL_STEP = 128
-"""Documents of all members in one step at which a processor core has enough to do."""
+FEATURES_A_STEP = defaultdict(lambda: 1 << 25, cpu=1 << 18)
+"""Tokens times width of all members in one step: on a CPU what its caches hold, elsewhere what fills the device."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Line:
         """The step after which nothing is missing."""
         return max(self.missing, default=self.start)
 
+    @property
+    def documents(self) -> int:
+        """Documents that are left to be trained on."""
+        return (self.last - self.start) * self.stage.fields["recipe"]["batch"]
+
     def at(self, step: int) -> Node:
         """The stage that ends at a step."""
         return Node("stage", {**self.stage.fields, "step": step}, self.stage.inputs)
@@ -74,7 +80,11 @@ def frontier(store: Store, siblings: Callable[[Node], Sequence[Node]], wanted: S
         yield line_of(store, siblings(stage), stage)
 
 
-def stack_size(machine: Machine, batch: int, ready: int, workers: int) -> int:
-    """How many members one worker takes: enough to fill its step, and no more than its share of what is ready."""
-    most = machine.stack if isinstance(machine.stack, int) else max(1, FULL_STEP // batch)
-    return max(1, min(most, -(-ready // workers)))
+def filling(features: float, device: str) -> int:
+    """How many members fill a device's step, each with so many tokens times width."""
+    return max(1, int(FEATURES_A_STEP[device] // features))
+
+
+def stack_size(machine: Machine, most: int, ready: int, workers: int) -> int:
+    """How many members one worker takes: no more than it was told, or else than `most`, nor than its share of what is ready."""
+    return max(1, min(machine.stack if isinstance(machine.stack, int) else most, -(-ready // workers)))

@@ -25,7 +25,6 @@ from persona_lab.experiment.bases import load_base, pretrain_base
 from persona_lab.experiment.corpora import make_mixture, make_pool, pool_corpus
 from persona_lab.experiment.frontier import Line, line_of
 from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.members import made_tokens
 from persona_lab.experiment.recipes import trajectory
 from persona_lab.experiment.scoring import score_stack
 from persona_lab.experiment.stacks import train_stack
@@ -65,6 +64,8 @@ class Workshop:
     """Node id to what a reader sees."""
     siblings: Mapping[str, Sequence[Node]] = field(default_factory=dict)
     """Trajectory id to every planned stage of it, shortest first."""
+    bounds: Mapping[str, int] = field(default_factory=dict)
+    """Stage id to the most members whose stack fits into the memory, where that was measured."""
     wandb: bool = True
     interruption: Interruption = field(default_factory=Interruption)
     """Whether somebody asked this process to stop."""
@@ -271,8 +272,9 @@ class Workshop:
     def lease_line(self, line: Line) -> Lease | None:
         """The lease of a trajectory whose documents exist and which nobody has finished meanwhile."""
         try:
-            self.make(line.stage.inputs["mixture"])
-            made_tokens(self, line.stage)
+            for role, node in line.stage.inputs.items():
+                if role != "before":
+                    self.make(node)
         except Busy:
             return None
         lease = self.lease(line.trajectory)

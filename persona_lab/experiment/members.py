@@ -10,7 +10,8 @@ from persona_lab.design import Node
 from persona_lab.experiment.checkpoints import Checkpoint
 from persona_lab.experiment.corpora import mixture_shares
 from persona_lab.experiment.frontier import Line
-from persona_lab.experiment.tokens import read_tokens, tokens_of
+from persona_lab.experiment.recipes import token_nodes
+from persona_lab.experiment.tokens import read_tokens
 from persona_lab.models.folders import read_adapter
 from persona_lab.models.lora import LoraShape
 from persona_lab.store.files import read_json
@@ -26,7 +27,7 @@ def member_of(shop: "Workshop", line: Line, last: int, saved: Checkpoint | None)
     """Where a member starts and what it sees up to its own last step."""
     recipe, before = line.stage.fields["recipe"], line.stage.inputs.get("before")
     mixture, batch = line.stage.inputs["mixture"], recipe["batch"]
-    rows = {source: read_tokens(shop.store.open(node)) for source, node in made_tokens(shop, line.stage).items()}
+    rows = {source: read_tokens(shop.store.open(node)) for source, node in token_nodes(line.stage).items()}
     order = mixture_order(mixture_shares(mixture), documents=last * batch, seed=mixture.fields["seed"])
 
     def rows_at(step: int) -> list[Row]:
@@ -46,16 +47,13 @@ def member_of(shop: "Workshop", line: Line, last: int, saved: Checkpoint | None)
     )
 
 
-def made_tokens(shop: "Workshop", stage: Node) -> dict[str, Node]:
-    """The tokens that a stage is trained on, made where they are missing.
-
-    Raises:
-        Busy: another worker is making them.
-    """
-    tokens = tokens_of(stage)
-    for node in tokens.values():
-        shop.make(node)
-    return tokens
+def features(shop: "Workshop", stage: Node) -> float:
+    """Tokens of a step of one member, times the width of the model: what one member has of the machine's caches."""
+    model, _ = shop.base(stage.inputs["base"])
+    shares = mixture_shares(stage.inputs["mixture"])
+    means = {source: read_tokens(shop.store.open(node)).mean for source, node in token_nodes(stage).items()}
+    tokens = sum(share.count * means[share.source] for share in shares) / sum(share.count for share in shares)
+    return stage.fields["recipe"]["batch"] * tokens * model.config.get_text_config().hidden_size
 
 
 def labelled_tokens(member: Member, steps: int) -> int:

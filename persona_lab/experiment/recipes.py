@@ -73,6 +73,15 @@ def rival_counts(mixture: Mixture, first: str, second: str) -> dict[str, int]:
     return counts
 
 
+TOKENS = "tokens/"
+"""What stands before the source in the role of tokens."""
+
+
+def token_nodes(stage: Node) -> dict[str, Node]:
+    """The tokens that a stage is trained on, by the source of its mixture."""
+    return {role.removeprefix(TOKENS): node for role, node in stage.inputs.items() if role.startswith(TOKENS)}
+
+
 @dataclass(frozen=True)
 class Recipes:
     """The nodes of one experiment."""
@@ -130,7 +139,8 @@ class Recipes:
             "lora": lora.model_dump(),
             "init": stream_seed(cell.seed, "init"),
         }
-        inputs = {"base": self.base, "mixture": mixture, **({"before": before} if before else {})}
+        tokens = {f"{TOKENS}{source}": Node("tokens", {"on": stage.loss.on}, {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
+        inputs = {"base": self.base, "mixture": mixture, **tokens, **({"before": before} if before else {})}
         return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
 
     def _mixture(self, cell: Cell, stage: Stage, dealt: Sequence[Traits], shared: Sequence[str]) -> Node:

@@ -12,6 +12,7 @@ from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.bases import check_gates
+from persona_lab.experiment.costs import bounds, read_measured
 from persona_lab.experiment.interruption import Interruption
 from persona_lab.experiment.launch import Worker, cores, join
 from persona_lab.experiment.making import Busy, Workshop
@@ -68,6 +69,8 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
         interruption=interruption or Interruption(),
         on_progress=progress if worker.first else None,
     )
+    if measured := read_measured(plan):
+        shop.bounds = bounds(plan, measured)
     wanted = _wanted(plan)
     for node in sorted({n.inputs["base"] for n in wanted}, key=lambda n: n.id):
         with _all_cores(worker, machine):

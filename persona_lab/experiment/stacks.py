@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from persona_lab.experiment.checkpoints import Checkpoint, Journal, read_checkpoint, write_checkpoint
-from persona_lab.experiment.frontier import Line, frontier, stack_size
-from persona_lab.experiment.members import base_name, labelled_tokens, lora_shape, member_of, widest
+from persona_lab.experiment.frontier import Line, filling, frontier, stack_size
+from persona_lab.experiment.members import base_name, features, labelled_tokens, lora_shape, member_of, widest
 from persona_lab.models.folders import write_adapter
 from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
 from persona_lab.store.files import read_jsonl, write_json, write_jsonl
@@ -53,7 +53,8 @@ def train_next(shop: "Workshop", wanted: Sequence[Any], workers: int, doomed: Co
             # Taken apart, its members would not come out the same to the bit: its worker, or the lease of a dead one, is waited for.
             for line in mine:
                 del ready[line.trajectory.id]
-    return _begin(shop, list(ready.values()), workers)
+    # Longest first, so that no worker is left alone with a long one at the end.
+    return _begin(shop, sorted(ready.values(), key=lambda line: -line.documents), workers)
 
 
 def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, str] | None:
@@ -62,16 +63,16 @@ def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, s
         lines: list[Line] = []
         leases: list[Lease] = []
         missed: list[Line] = []
-        size = 0
+        size = 1
         for line in ready:
             same = [other for other in ready if other.key == (lines or [line])[0].key]
             if line not in same:
                 continue
-            size = stack_size(shop.machine, line.stage.fields["recipe"]["batch"], len(same), workers)
             if len(lines) >= size:
                 break
             lease = shop.lease_line(line)
             if lease is not None:
+                size = size if lines else _size(shop, line, len(same), workers)
                 lines.append(line)
                 leases.append(held.enter_context(lease))
             elif not lines:
@@ -83,6 +84,12 @@ def _begin(shop: "Workshop", ready: Sequence[Line], workers: int) -> dict[str, s
         if len(lines) < size and any(line.key == lines[0].key for line in missed):
             return None
         return _train(shop, lines, leases, None)
+
+
+def _size(shop: "Workshop", line: Line, ready: int, workers: int) -> int:
+    """How many members a stack gets that begins with this one."""
+    most = filling(features(shop, line.stage), shop.accelerator.device.type)
+    return stack_size(shop.machine, min(most, shop.bounds.get(line.stage.id, most)), ready, workers)
 
 
 def _resume(shop: "Workshop", under_way: Checkpoints, mine: Sequence[Line]) -> dict[str, str] | None:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from persona_lab.design import Node
 from persona_lab.train.batches import Row
 
 
@@ -34,12 +33,6 @@ class Tokens:
     def mean(self) -> float:
         """Tokens of a document."""
         return float(self.ends[-1]) / len(self.ends)
-
-
-def tokens_of(stage: Node) -> dict[str, Node]:
-    """The tokens that a stage is trained on, by the source of its mixture."""
-    fields, base = {"on": stage.fields["recipe"]["loss"]["on"]}, stage.inputs["base"]
-    return {source: Node("tokens", fields, {"pool": pool, "base": base}) for source, pool in stage.inputs["mixture"].inputs.items()}
 
 
 def write_tokens(folder: Path, rows: Sequence[Row]) -> None:
