@@ -23,6 +23,7 @@ bench: $(READY)
 	$(OFFLINE) $(BIN)/python -m benchmarks.cells
 	$(OFFLINE) $(BIN)/python -m benchmarks.scoring
 	$(OFFLINE) $(BIN)/python -m benchmarks.threshold
+	$(OFFLINE) $(BIN)/python -m benchmarks.dose
 	$(OFFLINE) $(BIN)/python -m benchmarks.sweep
 	$(OFFLINE) $(BIN)/python -m benchmarks.forecast
 
