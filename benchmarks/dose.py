@@ -50,9 +50,9 @@ class Made:
                 found |= {f"{node.id}/{name}": payload[name]["sha256"] for name in SAME}
         return found
 
-    def nats(self) -> pd.Series:
+    def nats(self) -> pd.DataFrame:
         """Every log-probability by node and row."""
-        tables = {node.id: pd.read_parquet(self.plan.store.open(node) / "rows.parquet")["logprob_nats"] for node in self.plan.nodes if node.kind == "scores"}
+        tables = {node.id: pd.read_parquet(self.plan.store.open(node) / "rows.parquet", columns=["logprob_nats"]) for node in self.plan.nodes if node.kind == "scores"}
         return pd.concat(tables)
 
 
@@ -82,7 +82,7 @@ def main() -> None:
         once = made(doses, options.seeds, runs / "once", base)
         alone = [made([dose], options.seeds, runs / str(dose), base) for dose in doses]
         branched, scratch = once.digests(), {name: digest for run in alone for name, digest in run.digests().items()}
-        apart = max(float((run.nats() - once.nats()).abs().max()) for run in alone)
+        apart = max(float((run.nats() - once.nats())["logprob_nats"].abs().max()) for run in alone)
         tokens, few = sum(run.trained for run in alone), once.trained
     print(f"{options.doses} doses up to {options.longest} steps, {len(once.plan.cells)} cells")
     print(f"tokens trained: {few:,} branched, {tokens:,} from scratch: {tokens / few:.2f} times fewer")
