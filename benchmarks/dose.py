@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from persona_lab.experiment.plan import Plan, make_plan
@@ -50,10 +51,9 @@ class Made:
                 found |= {f"{node.id}/{name}": payload[name]["sha256"] for name in SAME}
         return found
 
-    def nats(self) -> pd.DataFrame:
-        """Every log-probability by node and row."""
-        tables = {node.id: pd.read_parquet(self.plan.store.open(node) / "rows.parquet", columns=["logprob_nats"]) for node in self.plan.nodes if node.kind == "scores"}
-        return pd.concat(tables)
+    def nats(self) -> dict[str, np.ndarray]:
+        """Log-probabilities by node."""
+        return {node.id: pd.read_parquet(self.plan.store.open(node) / "rows.parquet")["logprob_nats"].to_numpy() for node in self.plan.nodes if node.kind == "scores"}
 
 
 def made(doses: list[int], seeds: int, runs: Path, base: Path | None) -> Made:
@@ -82,7 +82,8 @@ def main() -> None:
         once = made(doses, options.seeds, runs / "once", base)
         alone = [made([dose], options.seeds, runs / str(dose), base) for dose in doses]
         branched, scratch = once.digests(), {name: digest for run in alone for name, digest in run.digests().items()}
-        apart = max(float((run.nats() - once.nats())["logprob_nats"].abs().max()) for run in alone)
+        together = once.nats()
+        apart = max(float(np.nanmax(np.abs(nats - together[node]))) for run in alone for node, nats in run.nats().items())
         tokens, few = sum(run.trained for run in alone), once.trained
     print(f"{options.doses} doses up to {options.longest} steps, {len(once.plan.cells)} cells")
     print(f"tokens trained: {few:,} branched, {tokens:,} from scratch: {tokens / few:.2f} times fewer")
