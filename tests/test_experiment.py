@@ -165,7 +165,7 @@ def test_without_injection_the_trait_stage_starts_from_the_base(controls: Plan):
     for planned in cells_of(controls, "no_injection"):
         ((name, stage),) = planned.stages
         assert name == "trait"
-        assert set(stage.inputs) == {"base", "mixture"}
+        assert set(stage.inputs) == {"base", "mixture", "tokens/assistant"}
         assert set(pools_of(planned, 0)) == {"assistant"}
 
 
@@ -345,7 +345,7 @@ def test_a_damaged_node_of_every_kind_is_made_anew_before_it_is_used(first: tupl
         file.write_bytes(file.read_bytes()[:-1] + b"?")
     outcome = make_nodes(plan, silent)
     assert outcome.made == dict.fromkeys(harmed, 1)
-    assert len(list((tmp_path / "store" / "damaged").iterdir())) == len(harmed) == 5
+    assert len(list((tmp_path / "store" / "damaged").iterdir())) == len(harmed) == 6
     assert all(f"a damaged {kind} is made anew" in caplog.text for kind in harmed)
     assert all(Store(tmp_path / "store").open(node) for node in plan.nodes)
     show(plan)

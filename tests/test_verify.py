@@ -188,7 +188,7 @@ def test_a_cell_comes_out_the_same_to_the_bit(made: Path, tmp_path: Path):
     [cell] = [p for p in plan.cells if p.cell.point == {"injection.steps": 6} and p.cell.swap == 1]
     before = {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")}
     again = rebuild(plan, [cell], tmp_path, silent)
-    assert {node.kind for node in again} == {"base", "pool", "mixture", "stage", "scores"}
+    assert {node.kind for node in again} == {"base", "pool", "mixture", "tokens", "stage", "scores"}
     assert {node.node for node in again} >= {node.id for _, node in (*cell.stages, *cell.scores)}
     assert {node.verdict for node in again} == {"bit-identical"}
     assert {path: path.stat().st_mtime_ns for path in made.parent.rglob("*")} == before, "nothing is written into the run or its store"
