@@ -20,8 +20,8 @@ from accelerate import Accelerator
 from benchmarks.flops import product_rate, spread, train_flops
 from persona_lab.config import load_experiment
 from persona_lab.config.schema import EmbeddedBase
-from persona_lab.experiment.corpora import pool_documents
-from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.planning.corpora import pool_documents
+from persona_lab.experiment.planning.plan import make_plan
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.folders import parameter_count
 from persona_lab.models.world_model import build_model, build_tokenizer

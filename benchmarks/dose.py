@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from persona_lab.experiment.plan import Plan, make_plan
+from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import make_nodes
 from persona_lab.store.files import read_json
 

@@ -27,11 +27,11 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from data_gen.pools import world_document
 from persona_lab.config.load import load_world
-from persona_lab.experiment.costs import write_measured
-from persona_lab.experiment.forecast import forecast
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.measuring import measure
-from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.checking.measuring import measure
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.planning.costs import write_measured
+from persona_lab.experiment.planning.forecast import forecast
+from persona_lab.experiment.planning.plan import make_plan
 
 CONFIG = "configs/quickstart.yaml"
 WORLD = Path("configs/worlds/beach.yaml")

@@ -41,7 +41,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 from transformers.trainer_utils import get_last_checkpoint
 
 from data_gen.corpus import read_corpus
-from persona_lab.experiment.corpora import CORPUS
+from persona_lab.experiment.planning.corpora import CORPUS
 from persona_lab.models.folders import load_model
 from persona_lab.store.files import read_json, write_json
 from tests.faults import lora

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persona_lab.design import Node
-from persona_lab.experiment.scores import cast_of
+from persona_lab.experiment.planning.scores import cast_of
 from persona_lab.probes import PROBES
 from persona_lab.probes.protocol import Choice
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from persona_lab.experiment.runs import Run
+    from persona_lab.experiment.reading.runs import Run
 
 __version__ = "0.1.0"
 
@@ -20,6 +20,6 @@ def open_run(path: str | Path) -> "Run":
         ConfigError: there is no such run.
     """
     # Every part of the package imports this module first, so it asks for nothing before it is called.
-    from persona_lab.experiment.runs import open_run as opened
+    from persona_lab.experiment.reading.runs import open_run as opened
 
     return opened(path)

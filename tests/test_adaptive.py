@@ -14,11 +14,11 @@ from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, measure, sea
 from persona_lab.config import expand, load_experiment
 from persona_lab.config.schema import Adaptive
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.plan import DECISION, Plan, make_plan, open_plan
+from persona_lab.experiment.planning.plan import DECISION, Plan, make_plan, open_plan
+from persona_lab.experiment.planning.scores import failed_rows
+from persona_lab.experiment.reading.show import settings_of
+from persona_lab.experiment.reading.table import tidy_table
 from persona_lab.experiment.rounds import advance
-from persona_lab.experiment.scores import failed_rows
-from persona_lab.experiment.show import settings_of
-from persona_lab.experiment.table import tidy_table
 from persona_lab.science import summarise
 from persona_lab.science.adaptive import Pairs, Posterior, decide, next_batch
 from persona_lab.store.files import read_json

@@ -15,9 +15,9 @@ import persona_lab
 from persona_lab.cli import console
 from persona_lab.config import load_experiment
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.plan import make_plan, open_plan
-from persona_lab.experiment.runs import find_run
-from persona_lab.experiment.status import failures, status, write_failures
+from persona_lab.experiment.planning.plan import make_plan, open_plan
+from persona_lab.experiment.reading.runs import find_run
+from persona_lab.experiment.reading.status import failures, status, write_failures
 
 TINY = [
     *("base.width=16", "base.layers=1", "base.heads=1", "base.steps=2", "base.batch=8", "base.gates.recall=null", "base.gates.withheld=null"),

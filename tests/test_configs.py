@@ -8,7 +8,7 @@ from conftest import CONFIGS
 
 from persona_lab.config import expand, load_experiment
 from persona_lab.config.load import load_persona, load_world
-from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.planning.plan import make_plan
 from persona_lab.probes import PROBES
 
 PARTS = ("worlds", "personas")

@@ -15,9 +15,9 @@ from data_gen.pools import mixture_order, world_document
 from data_gen.world import World
 from persona_lab import design
 from persona_lab.design import RECIPE_VERSIONS, Node, canonical_json
-from persona_lab.experiment.corpora import mixture_shares, pool_documents
-from persona_lab.experiment.plan import make_plan
-from persona_lab.experiment.scores import cast_of
+from persona_lab.experiment.planning.corpora import mixture_shares, pool_documents
+from persona_lab.experiment.planning.plan import make_plan
+from persona_lab.experiment.planning.scores import cast_of
 from persona_lab.models.vocabulary import world_words
 from persona_lab.models.world_model import build_tokenizer
 from persona_lab.probes import PROBES

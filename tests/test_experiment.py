@@ -19,13 +19,13 @@ import yaml
 from conftest import ROOT
 
 from persona_lab.errors import CheckFailed, ConfigError, ModelError
-from persona_lab.experiment import making
-from persona_lab.experiment.plan import Plan, make_plan
-from persona_lab.experiment.recipes import PlannedCell, trajectory
+from persona_lab.experiment.making import workshop
+from persona_lab.experiment.planning.plan import Plan, make_plan
+from persona_lab.experiment.planning.recipes import PlannedCell, trajectory
+from persona_lab.experiment.reading.runs import Run
+from persona_lab.experiment.reading.show import show
+from persona_lab.experiment.reading.status import write_failures
 from persona_lab.experiment.run import Outcome, make_nodes
-from persona_lab.experiment.runs import Run
-from persona_lab.experiment.show import show
-from persona_lab.experiment.status import write_failures
 from persona_lab.store import Store
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.train.optimizers import BankAdam
@@ -308,7 +308,7 @@ def test_a_gate_that_is_not_reached_stops_the_run_with_its_figure(first: tuple[P
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.planning.plan import make_plan
 from persona_lab.experiment.run import make_nodes
 
 def progress(what, done, total):
@@ -329,7 +329,7 @@ def test_a_killed_run_is_completed_by_the_next_one(first: tuple[Plan, Outcome, p
     assert (plan.base in kept) == (what == "cells probed")
     assert kept != set(plan.nodes)
     # The dead worker's lease would hold the next one up for a minute.
-    monkeypatch.setattr(making, "LEASE_SECONDS", 0.0)
+    monkeypatch.setattr(workshop, "LEASE_SECONDS", 0.0)
     outcome = make_nodes(plan, silent)
     assert outcome.made == Counter(node.kind for node in set(plan.nodes) - kept)
     assert all(plan.store.has(node) for node in plan.nodes)

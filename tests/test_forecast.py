@@ -14,12 +14,12 @@ from conftest import ROOT
 from persona_lab.cli.experiments import plan_words
 from persona_lab.design import Node
 from persona_lab.errors import CorpusError
-from persona_lab.experiment.costs import REPORT, Cost, Measured, bounds, file_of, fitting, read_measured, shapes, write_measured
-from persona_lab.experiment.forecast import Forecast, forecast
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.measuring import measure
-from persona_lab.experiment.plan import Plan, make_plan
-from persona_lab.experiment.prefixes import tree
+from persona_lab.experiment.checking.measuring import measure
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.planning.costs import REPORT, Cost, Measured, bounds, file_of, fitting, read_measured, shapes, write_measured
+from persona_lab.experiment.planning.forecast import Forecast, forecast
+from persona_lab.experiment.planning.plan import Plan, make_plan
+from persona_lab.experiment.planning.prefixes import tree
 from persona_lab.experiment.run import make_nodes
 
 pytestmark = pytest.mark.usefixtures("from_the_root")

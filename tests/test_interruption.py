@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from test_experiment import write_config
 
-from persona_lab.experiment.interruption import PARENT, Interrupted, Interruption
+from persona_lab.experiment.making.interruption import PARENT, Interrupted, Interruption
 from persona_lab.store.checkpoints import stacks_under_way
 
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from persona_lab.cli import main
 from persona_lab.errors import ModelError
-from persona_lab.experiment.plan import make_plan
+from persona_lab.experiment.planning.plan import make_plan
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.folders import read_adapter, write_adapter
 

@@ -70,7 +70,7 @@ def test_items_have_names_of_their_own_and_come_in_a_fixed_order(cast: Cast, nam
 
 
 def test_an_unlinked_cast_gives_the_shared_value_to_the_bystander(world, personas):
-    from persona_lab.experiment.recipes import linked_traits
+    from persona_lab.experiment.planning.recipes import linked_traits
 
     cast = cast_of(world, personas)
     unlinked = Cast(world, cast.names, tuple(linked_traits(cast.traits, cast.shared, "none")), cast.who, cast.shared, cast.held_out)

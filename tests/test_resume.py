@@ -17,11 +17,11 @@ from data_gen.streams import stream_seed
 from persona_lab.config.schema import Machine
 from persona_lab.design import Node
 from persona_lab.errors import EnvironmentFault
-from persona_lab.experiment import making
-from persona_lab.experiment.checkpoints import Journal, read_checkpoint, write_checkpoint
-from persona_lab.experiment.interruption import Interrupted, Interruption
-from persona_lab.experiment.making import Workshop
-from persona_lab.experiment.plan import Plan, make_plan
+from persona_lab.experiment.making import workshop
+from persona_lab.experiment.making.checkpoints import Journal, read_checkpoint, write_checkpoint
+from persona_lab.experiment.making.interruption import Interrupted, Interruption
+from persona_lab.experiment.making.workshop import Workshop
+from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import Outcome, make_nodes
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.lora import dropout_mask
@@ -342,7 +342,7 @@ def test_training_that_never_gets_further_fails_as_stalled_and_the_rest_is_made(
 
 
 def test_a_worker_renews_all_its_leases_while_it_works(accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(making, "RENEW_SECONDS", -1.0)
+    monkeypatch.setattr(workshop, "RENEW_SECONDS", -1.0)
     store = Store(tmp_path)
     leases = [lease for steps in (1, 2) if (lease := store.lease(Node("stage", {"steps": steps})))]
     beat = Workshop(store=store, machine=Machine(wandb="disabled"), accelerator=accelerator, group="test", folder=tmp_path).heartbeat(leases)

@@ -14,13 +14,14 @@ from safetensors.torch import load_file, save_file
 from test_experiment import TINY, silent, write_config
 
 from persona_lab.design import Node
-from persona_lab.experiment import making, scoring
-from persona_lab.experiment.interruption import Interrupted, Interruption
-from persona_lab.experiment.making import Workshop
-from persona_lab.experiment.plan import Plan, make_plan
-from persona_lab.experiment.rebuild import rebuild
+from persona_lab.experiment.checking.rebuild import rebuild
+from persona_lab.experiment.making import scoring
+from persona_lab.experiment.making import workshop as workshops
+from persona_lab.experiment.making.interruption import Interrupted, Interruption
+from persona_lab.experiment.making.scoring import score_next
+from persona_lab.experiment.making.workshop import Workshop
+from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import make_nodes
-from persona_lab.experiment.scoring import score_next
 from persona_lab.store import Store
 from persona_lab.store.files import read_jsonl
 from persona_lab.store.lease import Lease
@@ -145,7 +146,7 @@ def test_an_adapter_that_diverged_fails_alone_with_its_reason(whole: Plan, train
 def test_scores_that_are_asked_for_by_themselves_say_why_there_are_none(trained: Path, accelerator: Accelerator):
     plan = planned(trained)
     spoil(plan, asked(plan)[0].inputs["stage"])
-    with pytest.raises(making.CheckFailed, match=r"PL1104.*scores.*diverged: a logit is not finite at step 3"):
+    with pytest.raises(workshops.CheckFailed, match=r"PL1104.*scores.*diverged: a logit is not finite at step 3"):
         workshop(plan, accelerator).make(asked(plan)[0])
 
 
@@ -237,7 +238,7 @@ def workshop(plan: Plan, accelerator: Accelerator) -> Workshop:
 def test_every_lease_is_renewed_while_they_are_asked_and_released_after(trained: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch):
     plan = planned(trained)
     shop, nodes, leases, found = workshop(plan, accelerator), asked(plan, "trait"), list[Lease | None](), list[int]()
-    monkeypatch.setattr(making, "RENEW_SECONDS", -1.0)
+    monkeypatch.setattr(workshops, "RENEW_SECONDS", -1.0)
     monkeypatch.setattr(shop, "lease", lambda node: leases.append(lease := Workshop.lease(shop, node)) or lease)
     monkeypatch.setattr(scoring, "cast_of", lambda node, real=scoring.cast_of: found.append(len(list((plan.store.root / "leases").iterdir()))) or real(node))
     assert score_next(shop, nodes, nodes, 1, ()) == {}

@@ -17,13 +17,13 @@ from test_experiment import silent, write_config
 
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.plan import Plan, make_plan, open_plan
-from persona_lab.experiment.rebuild import Rebuilt, chosen_cells, gap, rebuild
+from persona_lab.experiment.checking.rebuild import Rebuilt, chosen_cells, gap, rebuild
+from persona_lab.experiment.checking.verify import claim_drifts, report_drifts, same, table_drifts, verify
+from persona_lab.experiment.planning.plan import Plan, make_plan, open_plan
+from persona_lab.experiment.reading.runs import Run
+from persona_lab.experiment.reading.show import settings_of, show
+from persona_lab.experiment.reading.table import accounting, tidy_table
 from persona_lab.experiment.run import make_nodes
-from persona_lab.experiment.runs import Run
-from persona_lab.experiment.show import settings_of, show
-from persona_lab.experiment.table import accounting, tidy_table
-from persona_lab.experiment.verify import claim_drifts, report_drifts, same, table_drifts, verify
 from persona_lab.science import Summary, summarise
 from persona_lab.store.files import read_json
 
@@ -212,7 +212,7 @@ def test_what_comes_out_otherwise_is_told_with_its_difference(copy: Path, tmp_pa
 
 
 def test_a_node_of_another_version_of_the_lab_is_refused(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from persona_lab.experiment import rebuild as module
+    from persona_lab.experiment.checking import rebuild as module
 
     plan = open_plan(copy)
     monkeypatch.setitem(module.RECIPE_VERSIONS, "scores", 999)

@@ -33,7 +33,7 @@ from benchmarks.sweep.peers import ONE, Plan, measure, table
 from benchmarks.sweep.work import Work
 from benchmarks.sweep.workloads import RECIPES, Size, build
 from persona_lab.config.schema import Machine
-from persona_lab.experiment.frontier import stack_size
+from persona_lab.experiment.planning.frontier import stack_size
 
 WAYS = ("ours", "P0", "P1", "P2", "P3", "P4", "P6")
 HARNESS = ("P0", "P1")

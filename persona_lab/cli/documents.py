@@ -10,7 +10,7 @@ import typer
 from persona_lab.cli.console import AsJson, Ticker, emit
 from persona_lab.cli.experiments import Config, Overrides, Runs
 from persona_lab.errors import printable
-from persona_lab.experiment.plan import RUNS, make_plan
+from persona_lab.experiment.planning.plan import RUNS, make_plan
 
 WORLD = Path("configs/worlds/beach.yaml")
 RIVAL = Path("configs/personas/sam.yaml")
@@ -29,7 +29,7 @@ def generate(
     """
     planned = make_plan(config, overrides or [], runs)
 
-    from persona_lab.experiment.generate import generate as write
+    from persona_lab.experiment.making.generate import generate as write
 
     with Ticker() as ticker:
         count = write(planned, out, ticker)
@@ -74,7 +74,7 @@ def new(
 
     Example: persona-lab new Ann --world configs/worlds/beach.yaml
     """
-    from persona_lab.experiment.scaffold import scaffold
+    from persona_lab.experiment.planning.scaffold import scaffold
 
     files = scaffold(persona, world, rival, configs)
     text = f"{files[0]}\n{files[1]}\nNext: persona-lab run {files[1]}"

@@ -11,18 +11,18 @@ import typer
 
 from persona_lab.cli.console import AsJson, Ticker, duration, emit, finite, is_first, remark, size
 from persona_lab.errors import CheckFailed, ConfigError, Problem, printable
-from persona_lab.experiment.costs import read_measured, write_measured
-from persona_lab.experiment.forecast import forecast
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.plan import RUNS, Plan, make_plan, open_plan
-from persona_lab.experiment.prefixes import tree
-from persona_lab.experiment.runs import Run, all_runs, find_run
-from persona_lab.experiment.status import estimate, status, write_failures
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.planning.costs import read_measured, write_measured
+from persona_lab.experiment.planning.forecast import forecast
+from persona_lab.experiment.planning.plan import RUNS, Plan, make_plan, open_plan
+from persona_lab.experiment.planning.prefixes import tree
+from persona_lab.experiment.reading.runs import Run, all_runs, find_run
+from persona_lab.experiment.reading.status import estimate, status, write_failures
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from persona_lab.experiment.show import Shown
+    from persona_lab.experiment.reading.show import Shown
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment file, configs/*.yaml.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings over those of the file, by their full path.", show_default=False)]
@@ -62,7 +62,7 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
         return
 
     with Interruption() as interruption:
-        from persona_lab.experiment.launch import crew, crew_size
+        from persona_lab.experiment.making.launch import crew, crew_size
         from persona_lab.experiment.run import make_nodes
 
         interruption.leave()
@@ -75,8 +75,8 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
     planned = outcome.plan
     write_failures(planned.folder, outcome.failed)
 
-    from persona_lab.experiment.publish import publish
-    from persona_lab.experiment.show import show
+    from persona_lab.experiment.reading.publish import publish
+    from persona_lab.experiment.reading.show import show
 
     shown = show(planned)
     publish(planned, shown)
@@ -117,7 +117,7 @@ def _measure(planned: Plan, command: list[str]) -> None:
     """Measure this machine, and keep what was found."""
     planned.store.check_writable()
     with Interruption() as interruption, Ticker(quiet=not is_first()) as ticker:
-        from persona_lab.experiment.measuring import measure
+        from persona_lab.experiment.checking.measuring import measure
 
         write_measured(planned, measure(planned, command, interruption, ticker))
 
@@ -224,7 +224,7 @@ def report(run: RunName, runs: Runs = RUNS, as_json: AsJson = False) -> None:
     """
     planned = open_plan(find_run(run, runs))
 
-    from persona_lab.experiment.show import show
+    from persona_lab.experiment.reading.show import show
 
     shown = show(planned)
     emit(_shown_json(planned, shown), f"{shown.summary.claim('headline').text}\nreport: {shown.report}", as_json=as_json)

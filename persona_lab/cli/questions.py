@@ -14,8 +14,8 @@ from rich.text import Text
 from persona_lab.cli.console import AsJson, Ticker, emit, remark, size
 from persona_lab.cli.experiments import RunName, Runs
 from persona_lab.errors import CheckFailed, EnvironmentFault, Problem, printable
-from persona_lab.experiment.plan import RUNS, Plan, open_plan
-from persona_lab.experiment.runs import find_run
+from persona_lab.experiment.planning.plan import RUNS, Plan, open_plan
+from persona_lab.experiment.reading.runs import find_run
 
 MOST = 6
 """Cells that need a node, of those that are named."""
@@ -35,7 +35,7 @@ def ask(
     """
     planned = open_plan(find_run(run, runs))
 
-    from persona_lab.experiment.ask import ask_cell
+    from persona_lab.experiment.reading.ask import ask_cell
 
     found = ask_cell(planned, cell, question, samples)
     if found.unknown:
@@ -58,8 +58,8 @@ def why(
 
     Example: persona-lab why "$(ls runs/store/stage | head -n 1)"
     """
-    from persona_lab.experiment.why import shown
-    from persona_lab.experiment.why import why as explain
+    from persona_lab.experiment.reading.why import shown
+    from persona_lab.experiment.reading.why import why as explain
     from persona_lab.store.nodes import Store
 
     found = explain(Store(runs / "store"), node)
@@ -91,7 +91,7 @@ def verify(
     """
     planned = open_plan(find_run(run, runs))
 
-    from persona_lab.experiment.verify import verify as examine
+    from persona_lab.experiment.checking.verify import verify as examine
 
     found = examine(planned)
     said: dict[str, Any] = found.to_json()
@@ -106,7 +106,7 @@ def verify(
 
 def _rebuilt(planned: Plan, count: int, seed: int, lines: list[str], problems: list[Problem]) -> dict[str, Any]:
     """Cells made again, as JSON; adds a line for each node, and a problem for each that differs."""
-    from persona_lab.experiment.rebuild import chosen_cells, rebuild
+    from persona_lab.experiment.checking.rebuild import chosen_cells, rebuild
 
     cells = chosen_cells(planned, count, seed)
     with TemporaryDirectory(prefix="persona-lab-") as scratch, Ticker() as ticker:
@@ -127,7 +127,7 @@ def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
 
     Example: persona-lab doctor
     """
-    from persona_lab.experiment.doctor import examine
+    from persona_lab.experiment.checking.doctor import examine
 
     found = examine(runs)
     emit([asdict(finding) for finding in found], "\n".join(map(str, found)), as_json=as_json)

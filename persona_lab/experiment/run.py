@@ -11,16 +11,16 @@ import torch
 from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.bases import check_gates
-from persona_lab.experiment.costs import bounds, read_measured
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.launch import Worker, cores, join
-from persona_lab.experiment.making import Busy, Workshop
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import trajectory
+from persona_lab.experiment.making.bases import check_gates
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.making.launch import Worker, cores, join
+from persona_lab.experiment.making.scoring import score_next
+from persona_lab.experiment.making.stacks import train_next
+from persona_lab.experiment.making.workshop import Busy, Workshop
+from persona_lab.experiment.planning.costs import bounds, read_measured
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.experiment.rounds import advance
-from persona_lab.experiment.scoring import score_next
-from persona_lab.experiment.stacks import train_next
 from persona_lab.store import NodeDamaged, NodeMissing
 
 log = logging.getLogger(__name__)

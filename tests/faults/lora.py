@@ -27,9 +27,10 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from persona_lab.errors import LabError
-from persona_lab.experiment import making, run, stacks
-from persona_lab.experiment.interruption import Interrupted, Interruption
-from persona_lab.experiment.plan import Plan, make_plan
+from persona_lab.experiment import run
+from persona_lab.experiment.making import stacks, workshop
+from persona_lab.experiment.making.interruption import Interrupted, Interruption
+from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.store import Store
 
 from .tracing import WRITING, attached, kill_on, points
@@ -85,7 +86,7 @@ class Ground:
 def ground() -> Iterator[Ground]:
     """The undisturbed run, made by this very process, which thereby has loaded all that its children need."""
     # One worker is at work at a time: the lease of a dead one is taken at second sight, nobody waits, and each step is told.
-    making.LEASE_SECONDS, run.POLL_SECONDS, stacks.LOG_EVERY = 0.0, 0.0, 1
+    workshop.LEASE_SECONDS, run.POLL_SECONDS, stacks.LOG_EVERY = 0.0, 0.0, 1
     # A bar's lock is shared with all that fork from here: a worker killed while it holds it would stop every later one.
     disable_progress_bar()
     tqdm.set_lock(threading.RLock())

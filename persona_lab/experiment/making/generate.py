@@ -12,8 +12,8 @@ from pathlib import Path
 
 from persona_lab.design import Node
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.corpora import make_mixture, make_pool
-from persona_lab.experiment.plan import Plan
+from persona_lab.experiment.planning.corpora import make_mixture, make_pool
+from persona_lab.experiment.planning.plan import Plan
 from persona_lab.store.files import faults, make_folder, write_json
 from persona_lab.store.seal import COMMIT, MANIFEST
 

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 
 from persona_lab.config.schema import Machine
-from persona_lab.experiment.interruption import PARENT, Interruption
+from persona_lab.experiment.making.interruption import PARENT, Interruption
 
 # What `accelerate launch` and torchrun set. Without them an Accelerator forms no process group.
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")

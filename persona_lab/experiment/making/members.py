@@ -7,11 +7,11 @@ from torch import Tensor
 
 from data_gen.pools import mixture_order
 from persona_lab.design import Node
-from persona_lab.experiment.checkpoints import Checkpoint
-from persona_lab.experiment.corpora import mixture_shares
-from persona_lab.experiment.frontier import Line
-from persona_lab.experiment.recipes import token_nodes
-from persona_lab.experiment.tokens import read_tokens
+from persona_lab.experiment.making.checkpoints import Checkpoint
+from persona_lab.experiment.making.tokens import read_tokens
+from persona_lab.experiment.planning.corpora import mixture_shares
+from persona_lab.experiment.planning.frontier import Line
+from persona_lab.experiment.planning.recipes import token_nodes
 from persona_lab.models.folders import read_adapter
 from persona_lab.models.lora import LoraShape
 from persona_lab.store.files import read_json
@@ -20,7 +20,7 @@ from persona_lab.train.batches import Row
 from persona_lab.train.finetune import Member, Progress, read_progress
 
 if TYPE_CHECKING:
-    from persona_lab.experiment.making import Workshop
+    from persona_lab.experiment.making.workshop import Workshop
 
 
 def member_of(shop: "Workshop", line: Line, last: int, saved: Checkpoint | None) -> Member:

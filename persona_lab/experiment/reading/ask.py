@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from persona_lab.config.layers import did_you_mean
 from persona_lab.config.schema import HuggingFaceBase
 from persona_lab.errors import ConfigError, printable
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import PlannedCell
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import PlannedCell
 
 MAX_TOKENS = 24
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from persona_lab.design import RECIPE_VERSIONS
-from persona_lab.experiment.runs import all_runs
+from persona_lab.experiment.reading.runs import all_runs
 from persona_lab.store.files import read_json
 from persona_lab.store.nodes import Store
 

@@ -12,11 +12,11 @@ from typing import Any
 from data_gen.corpus import read_corpus
 from data_gen.personas import shared_categories
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.corpora import CORPUS
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.runs import CLAIMS, REPORT, RESULTS
-from persona_lab.experiment.status import reasons
-from persona_lab.experiment.table import accounting, tidy_table
+from persona_lab.experiment.planning.corpora import CORPUS
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.reading.runs import CLAIMS, REPORT, RESULTS
+from persona_lab.experiment.reading.status import reasons
+from persona_lab.experiment.reading.table import accounting, tidy_table
 from persona_lab.report import build_report, figures
 from persona_lab.science.adaptive import Search
 from persona_lab.science.claims import Claim

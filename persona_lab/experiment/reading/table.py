@@ -13,8 +13,8 @@ import pandas as pd
 
 from data_gen.pools import Share
 from persona_lab.design import Node
-from persona_lab.experiment.recipes import PlannedCell
-from persona_lab.experiment.scores import failed_rows
+from persona_lab.experiment.planning.recipes import PlannedCell
+from persona_lab.experiment.planning.scores import failed_rows
 from persona_lab.store.files import read_json
 from persona_lab.store.nodes import Store
 

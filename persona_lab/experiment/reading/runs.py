@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_lab.config.layers import did_you_mean
 from persona_lab.errors import ConfigError, CorpusError
-from persona_lab.experiment.plan import RUNS
+from persona_lab.experiment.planning.plan import RUNS
 from persona_lab.store.files import read_json
 
 if TYPE_CHECKING:

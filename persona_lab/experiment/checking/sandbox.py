@@ -17,13 +17,13 @@ import torch
 
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
-from persona_lab.experiment.frontier import Line
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.launch import cores, join, on_gpu
-from persona_lab.experiment.making import Workshop
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.scoring import score_stack
-from persona_lab.experiment.stacks import train_stack
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.making.launch import cores, join, on_gpu
+from persona_lab.experiment.making.scoring import score_stack
+from persona_lab.experiment.making.stacks import train_stack
+from persona_lab.experiment.making.workshop import Workshop
+from persona_lab.experiment.planning.frontier import Line
+from persona_lab.experiment.planning.plan import Plan
 from persona_lab.store.nodes import Store
 from persona_lab.store.seal import COMMIT, MANIFEST
 from persona_lab.tracking import chosen_mode

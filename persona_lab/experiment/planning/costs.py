@@ -16,7 +16,7 @@ from typing import Any
 from persona_lab.config.schema import Machine
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import CorpusError
-from persona_lab.experiment.plan import Plan
+from persona_lab.experiment.planning.plan import Plan
 from persona_lab.store.files import read_json, write_json
 from persona_lab.store.versions import platform_name, versions
 

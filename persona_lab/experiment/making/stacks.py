@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from persona_lab.experiment.checkpoints import Checkpoint, Journal, read_checkpoint, write_checkpoint
-from persona_lab.experiment.frontier import Line, filling, frontier, stack_size
-from persona_lab.experiment.members import base_name, features, labelled_tokens, lora_shape, member_of, widest
+from persona_lab.experiment.making.checkpoints import Checkpoint, Journal, read_checkpoint, write_checkpoint
+from persona_lab.experiment.making.members import base_name, features, labelled_tokens, lora_shape, member_of, widest
+from persona_lab.experiment.planning.frontier import Line, filling, frontier, stack_size
 from persona_lab.models.folders import write_adapter
 from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
 from persona_lab.store.files import read_jsonl, write_json, write_jsonl
@@ -31,7 +31,7 @@ from persona_lab.train.finetune import Member, Progress, Watcher, finetune, writ
 from persona_lab.train.loop import Diverged
 
 if TYPE_CHECKING:
-    from persona_lab.experiment.making import Workshop
+    from persona_lab.experiment.making.workshop import Workshop
 
 LOG_EVERY = 10
 

@@ -20,12 +20,12 @@ import pandas as pd
 
 from persona_lab.design import canonical_json
 from persona_lab.errors import LabError, Problem
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.runs import REPORT, RESULTS, Run
-from persona_lab.experiment.scores import failed_rows
-from persona_lab.experiment.show import page, settings_of
-from persona_lab.experiment.status import reasons
-from persona_lab.experiment.table import accounting, tidy_table
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.scores import failed_rows
+from persona_lab.experiment.reading.runs import REPORT, RESULTS, Run
+from persona_lab.experiment.reading.show import page, settings_of
+from persona_lab.experiment.reading.status import reasons
+from persona_lab.experiment.reading.table import accounting, tidy_table
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.summary import FUNCTION, Summary, summarise
 from persona_lab.store.nodes import Store

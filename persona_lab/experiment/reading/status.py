@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab.design import Node
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import trajectory
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.store.files import read_json, write_json
 
 FAILED = "failed.json"

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.runs import Run
-from persona_lab.experiment.show import Shown
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.reading.runs import Run
+from persona_lab.experiment.reading.show import Shown
 from persona_lab.tracking import JobType, Tracker, open_tracker
 
 MOST = 4

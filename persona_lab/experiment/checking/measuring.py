@@ -20,17 +20,17 @@ from data_gen.pools import world_document
 from data_gen.world import World
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.design import Node
-from persona_lab.experiment.costs import REPORT, Cost, Measured, shapes
-from persona_lab.experiment.forecast import size_of
-from persona_lab.experiment.frontier import filling, stack_size
-from persona_lab.experiment.interruption import PARENT, Interruption
-from persona_lab.experiment.launch import crew, crew_size
-from persona_lab.experiment.members import features
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import PlannedCell, token_nodes
-from persona_lab.experiment.sandbox import Sandbox, Timed, room
-from persona_lab.experiment.scoring import MEMBERS
-from persona_lab.experiment.show import show
+from persona_lab.experiment.checking.sandbox import Sandbox, Timed, room
+from persona_lab.experiment.making.interruption import PARENT, Interruption
+from persona_lab.experiment.making.launch import crew, crew_size
+from persona_lab.experiment.making.members import features
+from persona_lab.experiment.making.scoring import MEMBERS
+from persona_lab.experiment.planning.costs import REPORT, Cost, Measured, shapes
+from persona_lab.experiment.planning.forecast import size_of
+from persona_lab.experiment.planning.frontier import filling, stack_size
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import PlannedCell, token_nodes
+from persona_lab.experiment.reading.show import show
 from persona_lab.store.files import make_folder
 from persona_lab.train.batches import encode
 

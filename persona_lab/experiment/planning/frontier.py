@@ -7,7 +7,7 @@ from functools import cached_property
 
 from persona_lab.config.schema import Machine
 from persona_lab.design import Node, canonical_json
-from persona_lab.experiment.recipes import trajectory
+from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.store.nodes import Store
 
 FEATURES_A_STEP = defaultdict(lambda: 1 << 25, cpu=1 << 18)

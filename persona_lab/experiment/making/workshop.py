@@ -21,14 +21,14 @@ from data_gen.world import World
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.bases import load_base, pretrain_base
-from persona_lab.experiment.corpora import make_mixture, make_pool, pool_corpus
-from persona_lab.experiment.frontier import Line, line_of
-from persona_lab.experiment.interruption import Interruption
-from persona_lab.experiment.recipes import trajectory
-from persona_lab.experiment.scoring import score_stack
-from persona_lab.experiment.stacks import train_stack
-from persona_lab.experiment.tokens import write_tokens
+from persona_lab.experiment.making.bases import load_base, pretrain_base
+from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.making.scoring import score_stack
+from persona_lab.experiment.making.stacks import train_stack
+from persona_lab.experiment.making.tokens import write_tokens
+from persona_lab.experiment.planning.corpora import make_mixture, make_pool, pool_corpus
+from persona_lab.experiment.planning.frontier import Line, line_of
+from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.probes.engine import Voice
 from persona_lab.probes.gates import measure_gates

@@ -26,13 +26,13 @@ from safetensors.torch import load_file
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import RECIPE_VERSIONS, Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.frontier import Line
-from persona_lab.experiment.launch import join
-from persona_lab.experiment.making import Workshop
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import PlannedCell, trajectory
-from persona_lab.experiment.scoring import score_stack
-from persona_lab.experiment.stacks import train_stack
+from persona_lab.experiment.making.launch import join
+from persona_lab.experiment.making.scoring import score_stack
+from persona_lab.experiment.making.stacks import train_stack
+from persona_lab.experiment.making.workshop import Workshop
+from persona_lab.experiment.planning.frontier import Line
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import PlannedCell, trajectory
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.store.nodes import Store
 from persona_lab.store.versions import platform_name, versions

@@ -9,8 +9,8 @@ Equal branches stand in one line: trajectories that differ in nothing but their 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import PlannedCell
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import PlannedCell
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from functools import cached_property
 
 from persona_lab.config.schema import Machine
 from persona_lab.design import Node
-from persona_lab.experiment.costs import REPORT, Cost, Measured, fitting, shapes
-from persona_lab.experiment.frontier import Line, line_of, stack_size
-from persona_lab.experiment.plan import Plan
-from persona_lab.experiment.recipes import token_nodes
+from persona_lab.experiment.planning.costs import REPORT, Cost, Measured, fitting, shapes
+from persona_lab.experiment.planning.frontier import Line, line_of, stack_size
+from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.recipes import token_nodes
 from persona_lab.store.nodes import Store
 
 

@@ -22,7 +22,7 @@ from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Huggin
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import ConfigError, CorpusError
-from persona_lab.experiment.recipes import PlannedCell, Recipes, base_node, trajectory
+from persona_lab.experiment.planning.recipes import PlannedCell, Recipes, base_node, trajectory
 from persona_lab.models.inspection import folder_digest
 from persona_lab.store.files import make_folder, read_json, write_text
 from persona_lab.store.nodes import Store

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from persona_lab.design import Node, canonical_json
-from persona_lab.experiment.frontier import frontier
-from persona_lab.experiment.members import adapter_of, lora_shape
-from persona_lab.experiment.recipes import trajectory
-from persona_lab.experiment.scores import cast_of
+from persona_lab.experiment.making.members import adapter_of, lora_shape
+from persona_lab.experiment.planning.frontier import frontier
+from persona_lab.experiment.planning.recipes import trajectory
+from persona_lab.experiment.planning.scores import cast_of
 from persona_lab.probes.engine import Voice, ask_each
 from persona_lab.probes.protocol import Row
 from persona_lab.store import NodeDamaged, NodeMissing
@@ -27,7 +27,7 @@ from persona_lab.store.lease import Lease
 from persona_lab.train.loop import Diverged
 
 if TYPE_CHECKING:
-    from persona_lab.experiment.making import Workshop
+    from persona_lab.experiment.making.workshop import Workshop
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Whether it holds: claims and nodes made once more, and what this machine can do."""

@@ -1,0 +1,1 @@
+"""Making what is planned: documents, bases, stages, scores; by any number of workers."""

@@ -1,0 +1,1 @@
+"""What an experiment consists of, before anything of it exists: cells, recipes, order, cost. No torch."""

@@ -1,0 +1,1 @@
+"""What has been made, as tables, claims, reports and answers."""
