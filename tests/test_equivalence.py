@@ -180,6 +180,14 @@ def test_packed_rows_train_what_padded_rows_train(llama, documents, accelerator,
         assert 0 < apart(packed.ended[k], padded.ended[k]) <= 1e-9
 
 
+def test_gradient_checkpointing_trains_the_same(llama, documents, accelerator):
+    plain = stacked(llama.double(), documents, CELLS, accelerator, steps=10)
+    llama.gradient_checkpointing_enable({"use_reentrant": False})
+    again = stacked(llama, documents, CELLS, accelerator, steps=10)
+    for k in range(len(CELLS)):
+        assert apart(again.ended[k], plain.ended[k]) <= 1e-9
+
+
 # ------------------------------------------------------------------ float32
 def answers(model: PreTrainedModel, adapter: Progress, cell: Cell, documents: Sequence[Row]) -> Tensor:
     """Log-probabilities of documents that no cell was trained on, nats a token."""

@@ -153,6 +153,8 @@ def packing(model: PreTrainedModel) -> Iterator[None]:
 
 def packs_exactly(model: PreTrainedModel, members: int) -> bool:
     """Whether the model, with a bank of so many adapters in it or none, answers to packed documents as to one after the other; tried once."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return False  # backward would compute attention again, and by then nothing says that rows are packed
     if model not in _exact:
         _exact[model] = model.config._attn_implementation in ("sdpa", "eager") and model.get_output_embeddings() is not None and _trial(model, members)
     return _exact[model]

@@ -150,12 +150,14 @@ class _Stack(BankLearner):
         self.optimizer.steps_K[row] = member.resumed.step if member.resumed else 0
 
     def left(self, step: int) -> bool:
-        """Whether anybody has steps left; those who have not, leave."""
+        """Whether anybody has steps left to train; those who have none, leave."""
         going = [row for row, k in enumerate(self.rows) if self.lasts[k] > step]
-        if going and len(going) < len(self.rows):
-            self.keep(going)
+        if self.retired.issuperset(going):
+            return False
+        if len(going) < len(self.rows):
             self.rows = [self.rows[row] for row in going]
-        return bool(going)
+            self.keep(going)
+        return True
 
     def looks(self, step: int) -> bool:
         """On a GPU looking means waiting, and nothing comes of a diverged member until somebody wants to keep it."""
