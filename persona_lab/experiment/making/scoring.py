@@ -1,7 +1,7 @@
 """Scoring: adapters that are trained already are asked together, because most of what they are asked is shared.
 
 What one worker asks at once is a stack, as in training: whatever ready members it got leases for, never a node. Members
-of one base, one adapter shape and the same probes fit into one, whoever is who in their questions. They commit one by
+of one base, the same targets and the same probes fit into one, whatever their ranks and whoever is who in their questions. They commit one by
 one, and each says in its manifest who was asked with it: the bits of a product depend on its shape. So when a worker is
 killed between two commits, the members that are missing are asked again beside those that are not.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from persona_lab.design import Node, canonical_json
-from persona_lab.experiment.making.members import adapter_of, lora_shape
+from persona_lab.experiment.making.members import adapter_of, lora_shape, widest
 from persona_lab.experiment.planning.frontier import frontier
 from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.experiment.planning.scores import cast_of
@@ -89,9 +89,10 @@ def _stacks(shop: "Workshop", wanted: Sequence[Node], ready: Sequence[Node], wor
 
 
 def _key(scores: Node) -> str:
-    """Equal for members that fit into one stack."""
+    """Equal for members that fit into one stack, whatever their ranks."""
     stage = scores.inputs.get("stage")
-    return canonical_json([scores.inputs["base"].id, stage and stage.fields["recipe"]["lora"], scores.fields["probes"]])
+    adapter = [stage.fields["recipe"]["lora"][name] for name in ("targets", "dropout")] if stage else None
+    return canonical_json([scores.inputs["base"].id, adapter, scores.fields["probes"]])
 
 
 def _asked_with(shop: "Workshop", scores: Node) -> Sequence[str]:
@@ -136,8 +137,9 @@ def _voice(shop: "Workshop", base: Node, stages: Sequence[Node]) -> Voice:
     """The base with the adapters of these stages in its bank, or plain when there are none."""
     if not stages:
         return Voice(*shop.plain(base))
-    bank = shop.bank(base, lora_shape(stages[0].fields["recipe"]["lora"]))
-    bank.resize(len(stages))
+    ranks = [lora_shape(stage.fields["recipe"]["lora"]) for stage in stages]
+    bank = shop.bank(base, widest(ranks))
+    bank.resize(len(stages), ranks)
     for row, stage in enumerate(stages):
         bank.load_row(row, adapter_of(shop.store, stage), f"stage {stage.id[:12]}")
     return Voice(*shop.base(base), len(stages))
