@@ -63,8 +63,8 @@ def test_ours_scores_its_bank_as_the_judge_scores_its_folders(work: Work, ours: 
 
 
 @pytest.mark.parametrize("unpadded", [False, True])
-def test_the_tuned_loop_trains_the_same_adapters(work: Work, ours: Path, loop: Loop, unpadded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "packed", unpadded)
+def test_the_tuned_loop_trains_the_same_adapters(work: Work, ours: Path, loop: Loop, unpadded: bool) -> None:
+    loop.packed = unpadded
     trained, scored = differences(Judge(work), did(loop, work, f"loop-{unpadded}"), ours, CELLS, QUESTIONS)
     assert trained <= ROUNDING
     assert scored == 0  # they share the judge's way of scoring
@@ -82,10 +82,12 @@ def test_vmap_and_the_trainer_train_the_same_adapters(work: Work, ours: Path) ->
     assert differences(Judge(work), out, ours, [0], QUESTIONS) == (pytest.approx(0, abs=ROUNDING), None)
 
 
-def test_another_order_of_the_documents_is_not_equal(work: Work, ours: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenized = loop._tokenized
-    monkeypatch.setattr(loop, "_tokenized", lambda texts: tokenized(list(reversed(texts))))
-    trained, scored = differences(Judge(work), did(loop, work, "reversed"), ours, CELLS, QUESTIONS)
+def test_another_order_of_the_documents_is_not_equal(work: Work, ours: Path, tmp_path: Path) -> None:
+    shutil.copytree(work.folder, tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
+    other = read_work(tmp_path)
+    for file in map(other.documents, CELLS):
+        file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    trained, scored = differences(Judge(work), did(Loop(other), other, "reversed"), ours, CELLS, QUESTIONS)
     assert trained > 100 * ROUNDING
     assert verdict(trained, scored).startswith("trained NOT EQUAL")
 

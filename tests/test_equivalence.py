@@ -174,7 +174,7 @@ def test_a_small_rank_in_a_wide_slot_keeps_zeros_where_it_has_nothing(llama, doc
 
 def test_packed_rows_train_what_padded_rows_train(llama, documents, accelerator, monkeypatch):
     packed = stacked(llama.double(), documents, CELLS, accelerator)
-    monkeypatch.setattr(loop, "packs_exactly", lambda model, members: False)
+    monkeypatch.setattr(loop, "packs_exactly", lambda model, members: False)  # the same model as if it could not be packed
     padded = stacked(llama, documents, CELLS, accelerator)
     for k in range(len(CELLS)):
         assert 0 < apart(packed.ended[k], padded.ended[k]) <= 1e-9

@@ -1,6 +1,5 @@
 """Nothing of an interruption is left in the result: weights, moments and logs are the same to the bit."""
 
-import json
 import math
 import shutil
 import signal
@@ -16,7 +15,6 @@ from torch import Tensor
 from data_gen.streams import stream_seed
 from persona_lab.config.schema import Machine
 from persona_lab.design import Node
-from persona_lab.errors import EnvironmentFault
 from persona_lab.experiment.making import workshop
 from persona_lab.experiment.making.checkpoints import Journal, read_checkpoint, write_checkpoint
 from persona_lab.experiment.making.interruption import Interrupted, Interruption
@@ -26,8 +24,6 @@ from persona_lab.experiment.run import Outcome, make_nodes
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.models.lora import dropout_mask
 from persona_lab.store import Store
-from persona_lab.store.checkpoints import Checkpoints, Stalled, stacks_under_way
-from persona_lab.store.seal import NodeDamaged
 from persona_lab.train.batches import Row, collate, lay
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune
 from persona_lab.train.loop import Diverged
@@ -127,117 +123,6 @@ def test_every_layer_of_every_document_drops_inputs_of_its_own(llama, rows):
     bank.key_dropout(laid.key_RN, laid.position_RN)
     keys = torch.stack([layer.keys[0] for layer in bank.layers.values() if layer.keys is not None])
     assert len(keys.unique()) == 8 * len(bank.layers)
-
-
-# ------------------------------------------------------------------ full memory
-@pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_a_step_that_does_not_fit_is_repeated_in_halves_and_nothing_else_changes(llama, rows, accelerator, tmp_path: Path, device: str):
-    model = llama.double()
-    whole = trained(model, rows, accelerator, tmp_path / "whole", micro_batch=1, leave=8)
-    passes: list[int] = []
-
-    room = 4 * max(len(row.ids) for row in rows)
-
-    def allocate(module: Any, given: Any, logits_1SV: Tensor) -> None:
-        passes.append(logits_1SV.shape[1]) if torch.is_grad_enabled() else None
-        if len(passes) > 5 and passes[-1] > room:  # from the sixth step on there is room for two documents of each member
-            if device == "cuda":
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            torch.empty(1 << 46, dtype=torch.uint8)
-
-    model.lm_head.register_forward_hook(allocate)
-    small = trained(model, rows, accelerator, tmp_path / "small", micro_batch=16, leave=8)
-    assert small.shrunk == [(5, 2)]
-    for step, figures in whole.losses.items():
-        assert small.losses[step] == pytest.approx(figures, rel=1e-6), "losses are summed in float32"
-    for ours, theirs in zip(*(read_checkpoint(tmp_path / f / "8").progress.values() for f in ("small", "whole")), strict=True):
-        assert float((ours.mean_P - theirs.mean_P).norm() / theirs.mean_P.norm()) < 1e-9
-
-
-def test_what_was_accumulated_before_the_memory_was_full_is_forgotten(llama, rows, accelerator, tmp_path: Path):
-    model, passes = llama.double(), []
-    trained(model, rows, accelerator, tmp_path / "whole", micro_batch=1, leave=3)
-
-    def allocate(module: Any, given: Any, logits: Tensor) -> None:
-        passes.append(logits.shape) if torch.is_grad_enabled() else None
-        if len(passes) == 2:
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-
-    model.lm_head.register_forward_hook(allocate)
-    assert trained(model, rows, accelerator, tmp_path / "small", micro_batch=2, leave=3).shrunk == [(0, 1)]
-    for ours, theirs in zip(*(read_checkpoint(tmp_path / f / "3").progress.values() for f in ("small", "whole")), strict=True):
-        assert torch.equal(ours.mean_P, theirs.mean_P)
-
-
-def test_a_single_document_that_does_not_fit_is_said_clearly(llama, rows, accelerator):
-    llama.lm_head.register_forward_hook(lambda module, given, logits: torch.empty(1 << 46, dtype=torch.uint8) if torch.is_grad_enabled() else None)
-    with pytest.raises(EnvironmentFault, match=r"PL5201.*one document for each of 2 adapters.*machine\.stack"):
-        finetune(AdapterBank(llama, SHAPE), members_of(rows), Watcher(), pad=0, stops=[2], kl_to_base=0.0, micro_batch=4, accelerator=accelerator)
-
-
-def test_another_fault_is_not_taken_for_full_memory(llama, rows, accelerator):
-    def fail(*_: object) -> None:
-        if torch.is_grad_enabled():
-            raise RuntimeError("index out of range")
-
-    llama.lm_head.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="index out of range"):
-        finetune(AdapterBank(llama, SHAPE), members_of(rows), Watcher(), pad=0, stops=[2], kl_to_base=0.0, micro_batch=4, accelerator=accelerator)
-
-
-# ------------------------------------------------------------------ checkpoints on disk
-def keep(checkpoints: Checkpoints, step: int) -> Path:
-    with checkpoints.write(step) as folder:
-        (folder / "state.json").write_text(json.dumps({"step": step}))
-    place = checkpoints.newest()
-    assert place is not None
-    return place
-
-
-def test_only_the_newest_checkpoint_stays_and_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    checkpoints = Checkpoints(tmp_path, IDS)
-    checkpoints.begin(0, 5)
-    older = keep(checkpoints, 3)
-    shutil.copytree(older, tmp_path / "aside")
-    newer = keep(checkpoints, 10)
-    assert not older.exists(), "older ones go when the newer one has been read back"
-    (tmp_path / "aside").rename(older)  # as if the worker had died before it pruned
-    assert checkpoints.newest() == newer
-    (newer / "state.json").write_text(json.dumps({"step": 11}))
-    assert checkpoints.newest() == older
-    assert "sha256" in caplog.text
-    (older / "COMMIT").unlink()
-    assert checkpoints.newest() is None
-
-
-def test_a_checkpoint_of_other_members_or_another_step_is_refused(tmp_path: Path):
-    ours, others = Checkpoints(tmp_path, IDS), Checkpoints(tmp_path, IDS[::-1])
-    place = keep(ours, 3)
-    place.rename(place.with_name("step-00000007-0123"))
-    assert ours.newest() is None
-    keep(others, 3).rename(ours.folder / "step-00000003-0123")
-    assert ours.newest() is None
-
-
-def test_a_checkpoint_that_does_not_read_back_prunes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    checkpoints = Checkpoints(tmp_path, IDS)
-    older = keep(checkpoints, 3)
-    monkeypatch.setattr("persona_lab.store.moves.sync_folder", lambda folder: [file.write_text("torn") for file in folder.glob("step-00000005-*/state.json")])
-    with pytest.raises(NodeDamaged):
-        keep(checkpoints, 5)
-    assert checkpoints.newest() == older
-
-
-def test_attempts_that_gain_nothing_end_and_those_that_do_are_forgiven(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path, IDS)
-    for _ in range(3):
-        checkpoints.begin(4, 3)
-    with pytest.raises(Stalled, match=r"PL1107.*3 attempts went on from step 4.*machine\.attempts"):
-        checkpoints.begin(4, 3)
-    checkpoints.begin(5, 3)
-    checkpoints.moved()
-    checkpoints.begin(4, 3)
-    assert [stack.members for stack in stacks_under_way(tmp_path)] == [IDS]
 
 
 # ------------------------------------------------------------------ whole runs
@@ -342,7 +227,7 @@ def test_training_that_never_gets_further_fails_as_stalled_and_the_rest_is_made(
 
 
 def test_a_worker_renews_all_its_leases_while_it_works(accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(workshop, "RENEW_SECONDS", -1.0)
+    monkeypatch.setattr(workshop, "RENEW_SECONDS", -1.0)  # due at every beat: no test waits
     store = Store(tmp_path)
     leases = [lease for steps in (1, 2) if (lease := store.lease(Node("stage", {"steps": steps})))]
     beat = Workshop(store=store, machine=Machine(wandb="disabled"), accelerator=accelerator, group="test", folder=tmp_path).heartbeat(leases)

@@ -238,9 +238,10 @@ def workshop(plan: Plan, accelerator: Accelerator) -> Workshop:
 def test_every_lease_is_renewed_while_they_are_asked_and_released_after(trained: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch):
     plan = planned(trained)
     shop, nodes, leases, found = workshop(plan, accelerator), asked(plan, "trait"), list[Lease | None](), list[int]()
-    monkeypatch.setattr(workshops, "RENEW_SECONDS", -1.0)
-    monkeypatch.setattr(shop, "lease", lambda node: leases.append(lease := Workshop.lease(shop, node)) or lease)
-    monkeypatch.setattr(scoring, "cast_of", lambda node, real=scoring.cast_of: found.append(len(list((plan.store.root / "leases").iterdir()))) or real(node))
+    monkeypatch.setattr(workshops, "RENEW_SECONDS", -1.0)  # due at every beat: no test waits
+    monkeypatch.setattr(shop, "lease", lambda node: leases.append(lease := Workshop.lease(shop, node)) or lease)  # the real ones, noted
+    held, cast_of = plan.store.root / "leases", scoring.cast_of
+    monkeypatch.setattr(scoring, "cast_of", lambda node: found.append(len(list(held.iterdir()))) or cast_of(node))  # the real one; leases are counted while it works
     assert score_next(shop, nodes, nodes, 1, ()) == {}
     assert found == [4] * 4
     beats = [lease.beat for lease in leases if lease]

@@ -66,7 +66,7 @@ class Mlora:
             task.context_.recover_weight(self.load(self.work.init(cell) / "adapter_model.safetensors"))
             for group in task.context_.optimizer_.param_groups:
                 group["weight_decay"] = 0.0
-        # Before its own callback, which writes a pickle and forgets the weights.
+        # First of all: mLoRA's own callback forgets the weights.
         executor.dispatcher_.done_event_.callback_list_.insert(0, self._keep)
         executor.execute()
 
@@ -95,7 +95,7 @@ class Mlora:
         return str(file)
 
     def write(self, cells: Sequence[int], order: Order) -> None:
-        """Its own folder is a pickle; the same tensors, as everybody else writes them."""
+        """As safetensors, which the judge reads; mLoRA's own folder is another format."""
         for cell in cells:
             folder = order.folder(cell) / "adapter"
             folder.mkdir(exist_ok=True)
@@ -103,7 +103,7 @@ class Mlora:
 
     def probe(self, cells: Sequence[int], order: Order) -> list[list[float]]:
         """It trains only."""
-        raise NotImplementedError
+        raise NotImplementedError("mLoRA is measured in training only: its orders have no questions")
 
 
 def pad_token(work: Work) -> str:

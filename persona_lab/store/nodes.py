@@ -99,8 +99,12 @@ class Store:
 
     def has(self, node: Node) -> bool:
         """True when the node is committed and its files have their sizes; digests are the part of `open` and `sound`."""
-        if node.id not in self._present and self._damage(node, digests=False) is None:
-            self._present.add(node.id)
+        if node.id not in self._present:
+            with faults(self.folder(node), doing="read"):
+                there = self.folder(node).exists()
+            # Most of a fresh plan is not there: for that nobody needs to be told what is wrong with it.
+            if there and self._damage(node, digests=False) is None:
+                self._present.add(node.id)
         return node.id in self._present
 
     def sound(self, node: Node) -> bool:

@@ -44,4 +44,5 @@ def write_tokens(folder: Path, rows: Sequence[Row]) -> None:
 
 def read_tokens(folder: Path) -> Tokens:
     """What was written; nothing is read before it is needed, and workers of one machine share what is."""
-    return Tokens(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("ids", "labelled", "ends")))
+    ids, labelled, ends = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "labelled", "ends"))
+    return Tokens(ids, labelled, ends)

@@ -56,7 +56,7 @@ class Foreseen(Store):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan.store.root)
-        self.made = {node.id for node in plan.made()}
+        self.made = {node.id for node in plan.nodes if plan.store.has(node)}
 
     def has(self, node: Node) -> bool:
         """Whether it is there by then."""

@@ -106,11 +106,6 @@ class Plan:
                 found.setdefault(node.id, f"{planned.cell.name} {stage}")
         return found
 
-    def made(self) -> list[Node]:
-        """The nodes that exist."""
-        # A look at the folder first: most of a fresh plan has none, and the store is thorough.
-        return [node for node in self.nodes if self.store.folder(node).exists() and self.store.has(node)]
-
     def tokens(self) -> dict[str, int]:
         """Documents to train on, with shared prefixes counted once, and as if every cell were trained alone."""
         shared = sum(line[-1].fields["step"] * line[-1].fields["recipe"]["batch"] for line in self.siblings.values())
@@ -119,7 +114,7 @@ class Plan:
 
     def describe(self) -> dict[str, Any]:
         """What would be made: counts by kind, what exists, what sharing saves."""
-        have = Counter(node.kind for node in self.made())
+        have = Counter(node.kind for node in self.nodes if self.store.has(node))
         need = Counter(node.kind for node in self.nodes)
         return {
             "experiment": self.loaded.experiment.name,
