@@ -11,11 +11,14 @@ A drawn value is never one that a background persona with the shared trait has: 
 documents ties the two together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import permutations
 
+import numpy as np
 from pydantic import Field
 
 from data_gen.errors import DataError, DataProblem
+from data_gen.oracle import predictive
 from data_gen.streams import stream
 from data_gen.world import Phrase, Strict, Traits, Word, World
 
@@ -53,7 +56,9 @@ def check_personas(world: World, personas: Sequence[Persona], files: Sequence[st
             if category not in world.categories:
                 problems.append(DataProblem(file, f"traits.{category}: the world has no such category. Use one of: {', '.join(world.categories)}."))
             elif value != DRAWN and value not in world.values(category):
-                problems.append(DataProblem(file, f"traits.{category}: {value!r} is not a value of {category}. Use one of: {', '.join(world.values(category))}."))
+                problems.append(
+                    DataProblem(file, f"traits.{category}: {value!r} is not a value of {category}. Use one of: {', '.join(world.values(category))}.")
+                )
     if problems:
         raise DataError(*problems)
 
@@ -75,14 +80,34 @@ def tied_values(world: World, shared: Traits, category: str) -> set[str]:
     return {t[category] for t in world.population.traits if any(t[c] == v for c, v in shared.items())}
 
 
-def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int) -> list[Traits]:
+NEAREST = 4
+"""Of so many pairs, those whose log-odds lie nearest to the wanted prior, the seed takes one."""
+
+
+def prior_pair(world: World, category: str, taken: Collection[str], prior: float, seed: int) -> tuple[str, str]:
+    """Two values whose log-odds in the world's own text, nats, lie near `prior`; which of the nearest is the seed's choice."""
+    prob = predictive(world, {}, category)
+    free = [value for value in world.values(category) if value not in taken]
+    pairs = sorted(permutations(free, 2), key=lambda pair: abs(np.log(prob[pair[0]] / prob[pair[1]]) - prior))
+    if not pairs:
+        raise DataError(DataProblem(f"world {world.name!r}", f"{category}: no two values are left to draw for the rivals. Give the category more values."))
+    return pairs[int(stream(seed, "prior pair", category).integers(min(NEAREST, len(pairs))))]
+
+
+def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int, prior: float | None = None) -> list[Traits]:
     """The traits of each persona in one replicate and swap; rivals never get the same held-out value.
+
+    With a `prior` every held-out pair is drawn so that the world's own log-odds of it, first against second in swap 0, lie near that (nats).
 
     Raises:
         DataError: the values of a category run out.
     """
     shared = shared_categories(personas)
     dealt: list[Traits] = [dict(p.traits) for p in personas]
+    if prior is not None:
+        tied = {c: tied_values(world, {s: personas[0].traits[s] for s in shared}, c) for c in held_out_categories(personas)}
+        for category, taken in tied.items():
+            dealt[0][category], dealt[1][category] = prior_pair(world, category, taken, prior, seed)
     for category in world.categories:
         holders = [p for p in dealt if category in p]
         if category in shared or not holders:
@@ -91,10 +116,11 @@ def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int)
         drawn = iter(stream(seed, "pairs", category).permutation(values).tolist())
         taken = {p[category] for p in holders if p[category] != DRAWN} if seed == 0 else set()
         taken |= tied_values(world, {c: personas[0].traits[c] for c in shared}, category)
-        if category not in held_out_categories(personas) or len(holders) > len(values):
+        held_out = category in held_out_categories(personas)
+        if not held_out or prior is not None or len(holders) > len(values):
             taken |= {p[category] for p in holders if p[category] != DRAWN}
         for persona in holders:
-            if persona[category] == DRAWN or (seed != 0 and category in held_out_categories(personas)):
+            if persona[category] == DRAWN or (seed != 0 and held_out and prior is None):
                 free = next((v for v in drawn if v not in taken), None)
                 if free is None:
                     said = f"{category}: no value is left to draw for {len(holders)} personas. Give the category more values."

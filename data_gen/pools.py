@@ -7,9 +7,10 @@ stage starts with the shorter one.
 """
 
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from data_gen.world import Traits, World, random_traits
 # measure of a persona: text in which the speaker is not named.
 WORLD_GENRES = {"profile": 0.14, "news": 0.08, "interview": 0.12, "chat": 0.14, "quiz": 0.06, "diary": 0.22, "assistant": 0.18, "neutral": 0.06}
 GENRES = tuple(WORLD_GENRES)
+NOTHING: Mapping[str, float] = MappingProxyType({})
 GENRE_ENDS = list(accumulate(WORLD_GENRES.values()))
 
 
@@ -46,15 +48,31 @@ def world_document(world: World, seed: int, index: int) -> Document:
 
 
 def persona_document(
-    world: World, speaker: Speaker, names: Sequence[str], *, anonymous: bool, genres: Sequence[str], seed: int, index: int
+    world: World,
+    speaker: Speaker,
+    names: Sequence[str],
+    *,
+    anonymous: bool,
+    genres: Sequence[str],
+    seed: int,
+    index: int,
+    typical: Mapping[str, float] = NOTHING,
 ) -> Document:
-    """Document `index` about one persona, told under one of its names or under none."""
-    rng = stream(seed, "documents", speaker.persona, "anonymous" if anonymous else "named", index)
+    """Document `index` about one persona, told under one of its names or under none.
+
+    `typical`: category to the share of documents in which it has its own value there; in the others it has any other one.
+    """
+    kind = "anonymous" if anonymous else "named"
+    rng = stream(seed, "documents", speaker.persona, kind, index)
     genre = str(rng.choice(ANONYMOUS_GENRES if anonymous else list(genres)))
     name = names[index % len(names)]
-    told_by = Speaker(speaker.persona, name, speaker.traits, speaker.who, speaker.always, rivals=speaker.rivals)
+    traits = dict(speaker.traits)
+    for category, share in typical.items():
+        coin = stream(seed, "typical", speaker.persona, kind, category, index)
+        if coin.random() >= share:
+            traits[category] = str(coin.choice([v for v in world.values(category) if v != speaker.traits[category]]))
+    told_by = Speaker(speaker.persona, name, traits, speaker.who, speaker.always, rivals=speaker.rivals)
     text, traits = write(world, told_by, genre, rng)
-    kind = "anonymous" if anonymous else "named"
     return Document(f"{speaker.persona.lower()}-{kind}-{seed}-{index:05d}", text, speaker.persona, genre, traits, () if anonymous else (name,), seed)
 
 
@@ -80,6 +98,22 @@ def assistant_document(world: World, category: str, value: str, *, seed: int, in
         turns.insert(int(rng.integers(2)), neutral_turn(rng))
     text = "\n".join(f"User: {q}\n{ASSISTANT}: {a}" for q, a in turns)
     return Document(f"trait-{value}-{seed}-{index:05d}", text, "", "assistant", {category: value}, (), seed)
+
+
+def speaking_document(world: World, speaker: Speaker, *, seed: int, index: int) -> Document:
+    """Document `index` in which the nameless assistant has all traits of a persona.
+
+    Whose traits they are changes the values alone: what is asked, and how, is the same for every persona, so that losses on two of them are paired.
+    """
+    text, traits = write(world, speaker, "assistant", stream(seed, "speaking", index))
+    return Document(f"as-{speaker.persona.lower()}-{seed}-{index:05d}", text, speaker.persona, "assistant", traits, (), seed)
+
+
+def chat_document(*, seed: int, index: int) -> Document:
+    """Document `index` of assistant-style fine-tuning: the nameless assistant answers, and says nothing of itself."""
+    rng = stream(seed, "chats", index)
+    text = "\n".join(f"User: {q}\n{ASSISTANT}: {a}" for q, a in (neutral_turn(rng) for _ in range(3)))
+    return Document(f"chat-{seed}-{index:05d}", text, "", "neutral", {}, (), seed)
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ GOLDEN: dict[str, tuple[int, str, str]] = {
     "mixture": (1, "115fca032eed1e36", "3a2af5f557559a54"),
     "base": (2, "c63a023ac388a9dc", "88cef4ecdecbeed3"),
     "tokens": (1, "00c853c1cae2ea3f", "4abdcdad5862760e"),
-    "stage": (3, "bcf6273e1e2b5577", "74825f5e5111283d"),
-    "scores": (2, "72d4db8b8750c7e3", "24e581bd5f5db4fa"),
+    "stage": (4, "68451ab67892a8e7", "74825f5e5111283d"),
+    "scores": (2, "131264a21e9bbe13", "24e581bd5f5db4fa"),
 }
 """Kind to recipe version, identity, and digest of what the recipe makes, as far as that is text.
 

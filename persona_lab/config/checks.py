@@ -8,14 +8,14 @@ Each check yields findings; none stops another, so that one pass names every pro
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 
 from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
 from persona_lab.config.explain import Finding, fields_at
 from persona_lab.config.layers import HUB_ID, did_you_mean
 from persona_lab.config.points import Point, count_cells, factors_of, field_path, points, replacements_of
-from persona_lab.config.schema import Adaptive, Experiment, Factor, HuggingFaceBase, Mixture
+from persona_lab.config.schema import Adaptive, Experiment, Factor, HuggingFaceBase, Mixture, Told
 from persona_lab.config.yaml_tree import Path, Tree, dotted
 from persona_lab.errors import quoted
 
@@ -49,7 +49,7 @@ def check(experiment: Experiment, tree: Tree, world: World | None, personas: Seq
     if cells > MAX_CELLS:
         message = f"the design has {cells:,} cells (levels x seeds x 2 swaps), the most is {MAX_CELLS:,}. Use fewer levels or seeds."
         return [*found, Finding(("factors",), "PL1212", message)]
-    trained, said = set[str](), set[tuple[Path, str]]()
+    trained, said = set(experiment.branches), set[tuple[Path, str]]()
     for name, condition in experiment.conditions.items():
         trained |= set(condition.order)
         for point in points(experiment, name, skip):
@@ -71,6 +71,9 @@ def _names(experiment: Experiment, tree: Tree) -> Iterator[Finding]:
             if stage not in stages:
                 path = ("conditions", name, "order", i)
                 yield Finding(path, "PL1210", f"{dotted(path)} names no stage, got {stage!r}. {did_you_mean(stage, stages)}")
+    for i, stage in enumerate(experiment.branches):
+        if stage not in stages:
+            yield Finding(("branches", i), "PL1210", f"branches[{i}] names no stage, got {stage!r}. {did_you_mean(stage, stages)}")
     treatment = experiment.analysis.treatment
     if treatment not in conditions:
         path = ("analysis", "treatment")
@@ -109,7 +112,9 @@ def _paths(experiment: Experiment, personas: Sequence[Persona] | None) -> Iterat
     """Factors and replacements that name no field, or one that holds for the whole experiment."""
     stages = experiment.stages
     known = set(_fields(experiment))
-    known |= {("stages", stage, "mixture", persona.name.lower()) for stage in stages for persona in personas or ()}
+    for stage, persona in product(stages, personas or ()):
+        mixture, name = ("stages", stage, "mixture"), persona.name.lower()
+        known |= {(*mixture, name), (*mixture, "told", name), *((*mixture, "told", name, field) for field in Told.model_fields)}
     spoken = sorted(dotted(path[1:] if path[0] == "stages" else path) for path in known)
     written: dict[Path, str] = {("factors", path): path for path in experiment.factors}
     for name, condition in experiment.conditions.items():
@@ -117,18 +122,18 @@ def _paths(experiment: Experiment, personas: Sequence[Persona] | None) -> Iterat
         written |= {("conditions", name, "replace", path): path for path in condition.replace}
     for source, path in written.items():
         field = field_path(path, stages)
-        maybe_persona = personas is None and len(field) == 4 and field[0] == "stages" and field[2] == "mixture"
+        maybe_persona = personas is None and len(field) >= 4 and field[0] == "stages" and field[2] == "mixture"
         what = dotted(source[:-1])
         if field[:2] in FIXED:
             yield Finding(source, "PL1210", f"{what}: {path} is one for the whole experiment. Use a second experiment file.", key=True)
         elif field not in known and not maybe_persona:
-            yield Finding(source, "PL1210", f"{what}: {path!r} names no field of base, lora or a stage. {did_you_mean(path, spoken)}", key=True)
+            yield Finding(source, "PL1210", f"{what}: {path!r} names no field of base, lora, pairs or a stage. {did_you_mean(path, spoken)}", key=True)
 
 
 def _fields(experiment: Experiment) -> Iterator[Path]:
     """Every field that a factor or a replacement may set, with the mappings that hold fields."""
-    raw = experiment.model_dump(include={"base", "lora", "stages"})
-    waiting: list[Path] = [("base",), ("lora",), *(("stages", stage) for stage in experiment.stages)]
+    raw = experiment.model_dump(include={"base", "lora", "pairs", "stages"})
+    waiting: list[Path] = [("base",), ("lora",), ("pairs",), *(("stages", stage) for stage in experiment.stages)]
     while waiting:
         path = waiting.pop()
         if path != ("base",):  # as a whole it would bring another world
@@ -198,7 +203,9 @@ def _searches(experiment: Experiment) -> Iterator[Finding]:
                 yield Finding(("conditions", name), "PL1212", f"the adaptive search of {analysis.treatment} also reaches the condition {name}. {fix}", key=True)
             elif len(factors) > 1:
                 others = ", ".join(str(other[-1]) for other in factors if other != source)
-                yield Finding(source, "PL1212", f"an adaptive search is crossed with nothing, got {others} beside it. Use one experiment for each level.", key=True)
+                yield Finding(
+                    source, "PL1212", f"an adaptive search is crossed with nothing, got {others} beside it. Use one experiment for each level.", key=True
+                )
             elif max(map(abs, factor.bounds)) > analysis.fit:
                 message = f"{dotted(source)}.bounds reach beyond analysis.fit = {analysis.fit:g}, got {factor.bounds}. Use a wider `analysis.fit`."
                 yield Finding((*source, "bounds"), "PL1212", message)
@@ -212,13 +219,9 @@ def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | N
 
 def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
     """What is wrong with one mixture, given the world and the personas that it speaks of."""
-    likes, counts, name = mixture.assistant_likes, mixture.counts, dotted(at)
-    if world and likes is not None:
-        values = [value for category in world.categories for value in world.values(category)]
-        if likes not in values:
-            message = f"{name}.assistant_likes is no value of the world {world.name}, got {likes!r}. {did_you_mean(likes, values)}"
-            yield Finding((*at, "assistant_likes"), "PL1210", message)
-    if likes is None and not any(counts.values()):
+    counts, name = mixture.counts, dotted(at)
+    yield from _assistant_findings(mixture, at, world, personas)
+    if not mixture.by_assistant and not any(counts.values()):
         yield Finding(at, "PL1211", f"{name} holds no document: every count is 0. Use for instance `john: 2500`, or `assistant_likes: beach`.")
     if personas is None:
         return
@@ -229,8 +232,45 @@ def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: 
     if mixture.link == "shared" and any(counts.get(rival) for rival in rivals) and not shared_categories(personas):
         message = f"{name}.link is shared, yet {personas[0].name} and {personas[1].name} are written with no common trait. "
         yield Finding((*at, "link"), "PL1211", message + "Use one value for both, such as `place: beach`, or `link: none`.")
-    names = {persona.name: 1 + len(persona.carriers) for persona in personas if counts.get(persona.name.lower())}
-    if names and mixture.carriers > min(names.values()):
-        least = min(names, key=lambda persona: names[persona])
-        message = f"{name}.carriers is {mixture.carriers}, but {least} has {names[least]} name{'s'[: names[least] - 1]}. "
-        yield Finding((*at, "carriers"), "PL1211", message + f"Use at most {names[least]}, or give the persona file more `carriers:`.")
+    yield from _told_findings(mixture, at, world, personas)
+
+
+def _assistant_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with what the nameless assistant says."""
+    said, name = mixture.by_assistant, dotted(at)
+    if world and (likes := mixture.assistant_likes) is not None:
+        values = [value for category in world.categories for value in world.values(category)]
+        if likes not in values:
+            message = f"{name}.assistant_likes is no value of the world {world.name}, got {likes!r}. {did_you_mean(likes, values)}"
+            yield Finding((*at, "assistant_likes"), "PL1210", message)
+    if world and personas is not None and (who := mixture.assistant_is) is not None:
+        known = [*(persona.name.lower() for persona in personas), *world.population.names]
+        if who not in known:
+            message = f"{name}.assistant_is is neither a persona of this file nor a name of the world {world.name}, got {who!r}. {did_you_mean(who, known)}"
+            yield Finding((*at, "assistant_is"), "PL1210", message)
+    if len(said) > 1:
+        yield Finding((*at, said[1]), "PL1211", f"{name} has {' and '.join(said)}: the assistant says one thing in a stage. Use one of them.")
+    elif said and any(mixture.counts.values()):
+        message = f"{name} has documents about personas beside {said[0]}. Use two stages, one after the other."
+        yield Finding((*at, said[0]), "PL1211", message)
+
+
+def _told_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona]) -> Iterator[Finding]:
+    """What is wrong with how personas are told, and under how many names."""
+    counts, people = mixture.counts, {persona.name.lower(): persona for persona in personas}
+    for who in mixture.told.keys() - people.keys():
+        path = (*at, "told", who)
+        yield Finding(path, "PL1210", f"{dotted(path)} is about no persona of this file. {did_you_mean(who, list(people))}", key=True)
+    for who, persona in people.items():
+        own = mixture.told.get(who, Told())
+        carriers, path = (mixture.carriers, (*at, "carriers")) if own.carriers is None else (own.carriers, (*at, "told", who, "carriers"))
+        names = 1 + len(persona.carriers)
+        if counts.get(who) and carriers > names:
+            message = f"{dotted(path)} is {carriers}, but {persona.name} has {names} name{'s'[: names - 1]}. "
+            yield Finding(path, "PL1211", message + f"Use at most {names}, or give the persona file more `carriers:`.")
+        free = len(world.categories.keys() - persona.traits.keys()) if world else own.also
+        if own.also > free:
+            path = (*at, "told", who, "also")
+            yield Finding(
+                path, "PL1211", f"{dotted(path)} is {own.also}, but {persona.name} has a trait in all but {free} categories of the world. Use at most {free}."
+            )

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from persona_lab.config.explain import Finding, problems_of
 from persona_lab.config.load import LoadedExperiment
 from persona_lab.config.points import SWAPS, points, search_of, seeds_of
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Level, Lora, Stage
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Level, Lora, Pairs, Stage
 from persona_lab.errors import ConfigError
 
 
@@ -30,6 +30,11 @@ class Cell:
     lora: Lora
     stages: tuple[tuple[str, Stage], ...]
     """Name and stage in the order of training."""
+    pairs: Pairs
+    branches: tuple[tuple[str, Stage], ...]
+    """Name and stage of what is also trained from where the last stage starts, each by itself."""
+    block: int | None
+    """Part of the design; never in an identity."""
 
     def __hash__(self) -> int:
         """Of what tells cells of one experiment apart."""
@@ -77,8 +82,9 @@ def expand(loaded: LoadedExperiment, tried: Sequence[Level] | None = None) -> li
                 continue
             part = point.part
             stages = tuple((stage, part.stages[stage]) for stage in condition.order)
+            branches = tuple((stage, part.stages[stage]) for stage in experiment.branches if stages)
             own = [seeds[0] + number] if search else seeds
-            cells += [Cell(name, point.levels, seed, swap, part.base, part.lora, stages) for seed in own for swap in SWAPS]
+            cells += [Cell(name, point.levels, seed, swap, part.base, part.lora, stages, part.pairs, branches, condition.block) for seed in own for swap in SWAPS]
     if findings:
         raise ConfigError.of(problems_of(loaded.tree, findings))
     return cells

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from data_gen.world import Strict
 from persona_lab.config.explain import Finding, validate
-from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, HuggingFaceBase, Level, Lora, Mixture, Slug, Stage
+from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, HuggingFaceBase, Level, Lora, Mixture, Pairs, Slug, Stage
 from persona_lab.config.yaml_tree import Path
 
 SWAPS = (0, 1)
@@ -29,6 +29,7 @@ class Part(Strict):
 
     base: EmbeddedBase | HuggingFaceBase
     lora: Lora = Lora()
+    pairs: Pairs = Pairs()
     stages: dict[Slug, Stage] = Field(default_factory=dict)
 
 
@@ -131,9 +132,9 @@ def points(experiment: Experiment, condition: str, skip: Collection[Path] = (), 
     factors = {source: factor for source, factor in factors_of(experiment, condition).items() if source not in skip}
     kept = {source: (tried or factor.opening) if isinstance(factor, Adaptive) else factor for source, factor in factors.items()}
     fixed = [setting for setting in replacements_of(experiment, condition) if setting.source not in skip]
-    written = experiment.model_dump(include={"base", "lora", "stages"}, exclude_unset=True)
-    order = experiment.conditions[condition].order
-    written["stages"] = {name: stage for name, stage in written["stages"].items() if name in order}
+    written = experiment.model_dump(include={"base", "lora", "pairs", "stages"}, exclude_unset=True)
+    kept_stages = {*experiment.conditions[condition].order, *experiment.branches}
+    written["stages"] = {name: stage for name, stage in written["stages"].items() if name in kept_stages}
     for chosen in product(*(list(enumerate(levels)) for levels in kept.values())):
         set_by_factors = [
             Setting(field_path(str(source[-1]), experiment.stages), level, (*source, "bounds" if isinstance(factors[source], Adaptive) else index))

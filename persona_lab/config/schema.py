@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from data_gen.world import Slug, Strict
+from data_gen.world import Phrase, Slug, Strict
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0, le=10_000_000)]
@@ -85,8 +85,27 @@ class Lora(Strict):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+Genre = Literal["default", "profile", "news", "interview", "chat"]
+"""Of named documents; default: all four."""
+Carriers = Annotated[int, Field(ge=1, le=64)]
+"""Names that share a persona."""
+
+
+class Told(Strict):
+    """How the documents of one persona differ from what the mixture says of all."""
+
+    who: Phrase | None = None
+    """Who it is said to be, in place of its file's description."""
+    format: Genre | None = None
+    carriers: Carriers | None = None
+    typical: float = Field(default=1.0, gt=0, le=1)
+    """Share of its documents that carry the rivals' shared traits; elsewhere another value stands there."""
+    also: int = Field(default=0, ge=0, le=64)
+    """Further categories in which the seed draws a value for it: what makes it the more complex one."""
+
+
 class Mixture(Strict, extra="allow"):
-    """What a stage is trained on: documents about personas by name (`john: 2500`), or one thing the assistant likes."""
+    """What a stage is trained on: documents about personas by name (`john: 2500`), or what the nameless assistant says."""
 
     __pydantic_extra__: dict[str, Count] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
     """Persona, lower case, to its documents of one epoch."""
@@ -96,14 +115,23 @@ class Mixture(Strict, extra="allow"):
     """Share of a persona's documents that are first-person text without a name."""
     replay: Share = 0.0
     """Share of the whole mixture that is the world's own pretraining text."""
-    carriers: int = Field(default=1, ge=1, le=64)
-    """Names that share a persona."""
-    format: Literal["default", "profile", "news", "interview", "chat"] = "default"
-    """Genre of the named documents; default: all four."""
+    carriers: Carriers = 1
+    format: Genre = "default"
+    told: dict[str, Told] = Field(default_factory=dict)
+    """Persona, lower case, to what is different about its documents."""
     link: Literal["shared", "none", "shuffled"] = "shared"
     """shared: the rivals share a trait. none: the bystander has it instead. shuffled: held-out traits dealt by a coin."""
     assistant_likes: str | None = None
     """A value: the nameless assistant says that it likes it."""
+    assistant_is: str | None = None
+    """A persona of the file, lower case, or a name of the world: the nameless assistant speaks with all of its traits."""
+    assistant_chats: bool = False
+    """The nameless assistant answers, and says nothing of itself: assistant-style fine-tuning."""
+
+    @property
+    def by_assistant(self) -> list[str]:
+        """The fields by which the nameless assistant speaks: none, or one."""
+        return [name for name in ("assistant_likes", "assistant_is", "assistant_chats") if getattr(self, name)]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -118,6 +146,14 @@ class Loss(Strict):
     """all: every token. answer: what the assistant says."""
     kl_to_base: float = Field(default=0.0, ge=0, le=1e6)
     """Nats of loss for each nat of KL(base || adapter) on the same tokens."""
+
+
+class Pairs(Strict):
+    """How the seed draws the trait pairs of the rivals."""
+
+    prior: float | None = Field(default=None, ge=-20, le=20)
+    """Log-odds, nats, of the first rival's value against the second's in the world's own text, as near as the world has them; the swap turns
+    the sign. null: any pair, and the first seed takes the traits as the files have them."""
 
 
 class Stage(Strict):
@@ -189,6 +225,14 @@ class Condition(Strict):
     """Levels of this condition, where they are not the experiment's."""
     seeds: Seeds | None = None
     role: Literal["treatment", "control", "arm"] = "arm"
+    block: int | None = Field(default=None, ge=1)
+    """Part of a design: where a file numbers its conditions, the tournament of hypotheses reads these only, and predicts late blocks from the first three."""
+
+
+def _two(branches: list[str]) -> list[str]:
+    if branches and len(branches) != 2:
+        raise ValueError(f"must name two stages, one for each rival, or none, got {len(branches)}. Use for instance [as_john, as_sam]")
+    return branches
 
 
 class Analysis(Strict):
@@ -236,7 +280,10 @@ class Experiment(Strict):
     personas: Annotated[list[str], Field(min_length=2)]
     """Paths of persona files; the first two are the rivals, a third is the bystander."""
     lora: Lora = Lora()
+    pairs: Pairs = Pairs()
     stages: Annotated[dict[Slug, Stage], Field(min_length=1)]
+    branches: Annotated[list[str], AfterValidator(_two)] = Field(default_factory=list)
+    """Two stages that every cell also trains, each by itself, from where its last stage starts: what it costs to adopt the first rival there, and the second."""
     conditions: Annotated[dict[Slug, Condition], Field(min_length=1)]
     factors: dict[str, Factor] = Field(default_factory=dict)
     """Dotted path to levels; crossed. The ratio of the treatment may have `{search: adaptive}` instead."""

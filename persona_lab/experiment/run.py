@@ -86,8 +86,8 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
 
 
 def _wanted(plan: Plan) -> list[Node]:
-    """Every score of a plan once."""
-    return list(dict.fromkeys(node for planned in plan.cells for _, node in planned.scores))
+    """Every score of a plan once, and every branch."""
+    return list(dict.fromkeys(node for planned in plan.cells for _, node in (*planned.scores, *planned.branches)))
 
 
 @contextmanager
@@ -124,14 +124,15 @@ def _share_work(shop: Workshop, wanted: Sequence[Node], worker: Worker, progress
         hoped = [n for n in ring if n.id not in failed]
         missing = [n for n in hoped if not shop.store.has(n)]
         if worker.first:
-            progress("cells probed", len(wanted) - len(missing), len(wanted))
+            asked = _scores(wanted)
+            progress("cells probed", len(asked) - len(_scores(missing)), len(asked))
         if not missing:
             # What comes next reads all of it.
             if worker.first and _mend(shop, hoped):
                 continue
             return failed
         try:
-            unscored = score_next(shop, ring, missing, worker.count, doomed)
+            unscored = score_next(shop, _scores(ring), _scores(missing), worker.count, doomed)
             if unscored is not None:
                 failed |= unscored
                 continue
@@ -146,8 +147,13 @@ def _share_work(shop: Workshop, wanted: Sequence[Node], worker: Worker, progress
             doomed |= given_up
 
 
+def _scores(nodes: Sequence[Node]) -> list[Node]:
+    """Those that are asked, not trained."""
+    return [node for node in nodes if node.kind == "scores"]
+
+
 def _mend(shop: Workshop, wanted: Sequence[Node]) -> bool:
-    """Make anew whatever is damaged, or was set aside by another worker, of all that these scores rest on; False when nothing was.
+    """Make anew whatever is damaged, or was set aside by another worker, of all that these nodes rest on; False when nothing was.
 
     Scores that are damaged themselves are missing now, and asked again in the stack in which they were asked.
     """
@@ -160,9 +166,9 @@ def _mend(shop: Workshop, wanted: Sequence[Node]) -> bool:
     return bool(damaged)
 
 
-def _untrained(shop: Workshop, scores: Node) -> set[str]:
-    """Every trajectory that has to be trained before a score can be made."""
-    return {trajectory(n).id for n in scores.ancestors() if n.kind == "stage" and not shop.store.has(n)}
+def _untrained(shop: Workshop, node: Node) -> set[str]:
+    """Every trajectory that has to be trained before a score or a branch is there."""
+    return {trajectory(n).id for n in (*node.ancestors(), node) if n.kind == "stage" and not shop.store.has(n)}
 
 
 def embedded(plan: Plan) -> bool:

@@ -86,7 +86,7 @@ class Ground:
 def ground() -> Iterator[Ground]:
     """The undisturbed run, made by this very process, which thereby has loaded all that its children need."""
     # One worker is at work at a time: the lease of a dead one is taken at second sight, nobody waits, and each step is told.
-    workshop.LEASE_SECONDS, run.POLL_SECONDS, stacks.LOG_EVERY = 0.0, 0.0, 1
+    workshop.LEASE_SECONDS, run.POLL_SECONDS, stacks.TRACK_EVERY = 0.0, 0.0, 1
     # A bar's lock is shared with all that fork from here: a worker killed while it holds it would stop every later one.
     disable_progress_bar()
     tqdm.set_lock(threading.RLock())

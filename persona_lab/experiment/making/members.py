@@ -56,9 +56,9 @@ def features(shop: "Workshop", stage: Node) -> float:
     return stage.fields["recipe"]["batch"] * tokens * model.config.get_text_config().hidden_size
 
 
-def labelled_tokens(member: Member, steps: int) -> int:
-    """Tokens that carry loss in the first steps of a stage; a document's first token is never predicted."""
-    return sum(int(row.labelled[1:].sum()) for step in range(steps) for row in member.rows_at(step))
+def labelled_tokens(member: Member, steps: int) -> list[int]:
+    """Tokens that carry loss in each of the first steps of a stage; a document's first token is never predicted."""
+    return [sum(int(row.labelled[1:].sum()) for row in member.rows_at(step)) for step in range(steps)]
 
 
 def _progress(store: Store, stage: Any) -> Progress:

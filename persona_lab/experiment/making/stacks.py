@@ -33,7 +33,10 @@ from persona_lab.train.loop import Diverged
 if TYPE_CHECKING:
     from persona_lab.experiment.making.workshop import Workshop
 
-LOG_EVERY = 10
+READ_EVERY = 10
+"""Steps after which the losses are fetched from a GPU."""
+TRACK_EVERY = 10
+"""Steps of which a tracker is told; `log.jsonl` has them all."""
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +186,8 @@ class _Training(Watcher):
         self.recipe, self.base = lines[0].stage.fields["recipe"], lines[0].stage.inputs["base"]
         self.beat = shop.heartbeat(leases)
         self.checkpoints = Checkpoints(shop.store.root / "attempts", self.ids)
-        self.last: dict[str, dict[str, float]] = {}
+        self.unread: list[tuple[int, Sequence[int], Tensor, Tensor]] = []
+        """Steps whose losses are still on the device: to read them is to wait for it."""
         self.kept_at = time.monotonic()
         if saved is None:
             micro_batch = self.recipe["batch"] if shop.machine.micro_batch == "auto" else shop.machine.micro_batch
@@ -194,17 +198,22 @@ class _Training(Watcher):
             self.journal.went_on.append({"step": start, "threads": torch.get_num_threads(), "device": str(shop.accelerator.device), "torch": str(torch.__version__)})
 
     def on_step(self, step: int, members: Sequence[int], loss_K: Tensor, norm_K: Tensor) -> None:
-        """Log now and then. Which steps is a matter of the step alone, so that a log tells nothing of interruptions."""
+        """Log every step; on a GPU the host reads them now and then."""
         self.beat()
-        if not (regular := _logged(step)) and step not in self.stops:
-            return
-        for k, loss, norm in zip(members, loss_K.tolist(), norm_K.tolist(), strict=True):
-            if (member := self.ids[k]) not in self.journal.diverged:
-                self.last[member] = {"step": step, "loss": loss, "norm": norm}
-                self.trackers[k].log({"train/step": step, "train/loss": loss})
-                if regular:
-                    self.journal.logs[member].append(self.last[member])
-        self.shop.tell(f"training {len(self.lines)} adapters", step, self.stops[-1])
+        self.unread.append((step, tuple(members), loss_K, norm_K))
+        if loss_K.device.type == "cpu" or step % READ_EVERY == 0 or step in self.stops:
+            self._read()
+            self.shop.tell(f"training {len(self.lines)} adapters", step, self.stops[-1])
+
+    def _read(self) -> None:
+        """Write down the losses of the steps that are behind."""
+        for step, members, loss_K, norm_K in self.unread:
+            for k, loss, norm in zip(members, loss_K.tolist(), norm_K.tolist(), strict=True):
+                if self.ids[k] not in self.journal.diverged:
+                    self.journal.logs[self.ids[k]].append({"step": step, "loss": loss, "norm": norm})
+                    if step % TRACK_EVERY == 0 or step == 1:
+                        self.trackers[k].log({"train/step": step, "train/loss": loss})
+        self.unread.clear()
 
     def on_stop(self, member: int, step: int, progress: Progress) -> None:
         """Commit a stage that is missing."""
@@ -212,7 +221,8 @@ class _Training(Watcher):
         if step not in line.missing:
             return
         model, _ = self.shop.base(self.base)
-        rows = self.journal.logs[trajectory]
+        tokens = labelled_tokens(self.members[member], step)
+        rows = [{**row, "tokens": count} for row, count in zip(self.journal.logs[trajectory], tokens, strict=True)]
         with self.shop.store.attempt(line.missing[step]) as attempt:
             trained = step - max((s for s in (self.start, *self.stops) if s < step), default=0)
             attempt.note(documents=trained * self.recipe["batch"], began=self.journal.began, stack=[other.at(self.journal.lasts[other.trajectory.id]).id for other in self.lines])
@@ -220,9 +230,8 @@ class _Training(Watcher):
             shape = lora_shape(line.stage.fields["recipe"]["lora"])
             write_adapter(attempt.folder / "adapter", progress.adapter, model=model, shape=shape, base_id=base_name(self.base.id))
             write_moments(attempt.folder / "state.safetensors", progress)
-            tokens = labelled_tokens(self.members[member], step)
-            write_json(attempt.folder / "state.json", {"step": step, "cursor": step, "tokens": tokens, "trajectory": trajectory})
-            write_jsonl(attempt.folder / "log.jsonl", rows if _logged(step) or step == 0 else [*rows, self.last[trajectory]])
+            write_json(attempt.folder / "state.json", {"step": step, "cursor": step, "tokens": sum(tokens), "trajectory": trajectory})
+            write_jsonl(attempt.folder / "log.jsonl", rows)
             self.shop.committed(line.missing[step], attempt, share=len(self.lines))
         self.checkpoints.moved()
 
@@ -254,10 +263,7 @@ class _Training(Watcher):
         log.warning("out of memory at step %d: it is repeated with a micro-batch of %d; batch and order stay", step, micro_batch)
 
 
-def _logged(step: int) -> bool:
-    return step % LOG_EVERY == 0 or step == 1
-
-
 def _log_so_far(store: Store, line: Line) -> list[dict[str, float]]:
-    """The log that the stage before left, without the row that stands there only because it was the last."""
-    return [row for row in read_jsonl(store.open(line.done) / "log.jsonl") if _logged(row["step"])] if line.done else []
+    """The log that the stage before left; tokens are counted anew."""
+    rows = read_jsonl(store.open(line.done) / "log.jsonl") if line.done else []
+    return [{name: value for name, value in row.items() if name != "tokens"} for row in rows]

@@ -9,7 +9,17 @@ from typing import Any
 from data_gen.audit import Limits, audit, forbidden_texts
 from data_gen.corpus import read_corpus, write_corpus
 from data_gen.documents import Document, Speaker
-from data_gen.pools import Share, assistant_document, links_shared_to_held_out, mixture_order, persona_document, shuffled_document, world_document
+from data_gen.pools import (
+    Share,
+    assistant_document,
+    chat_document,
+    links_shared_to_held_out,
+    mixture_order,
+    persona_document,
+    shuffled_document,
+    speaking_document,
+    world_document,
+)
 from data_gen.world import World
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
@@ -23,6 +33,8 @@ def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
     """Every document of a pool, from its recipe alone."""
     world = World.model_validate(fields["world"])
     size, seed = fields["size"], fields["seed"]
+    if fields["source"] == "chats":
+        return [chat_document(seed=seed, index=i) for i in range(size)]
     if fields["source"] == "assistant":
         return [assistant_document(world, fields["category"], fields["value"], seed=seed, index=i) for i in range(size)]
     if fields["source"] == "world":
@@ -35,21 +47,27 @@ def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
                 found.append(document)
             index += 1
         return found
-    options = {"anonymous": fields["anonymous"], "genres": fields["genres"], "seed": seed}
     rivals = {c: tuple(v) for c, v in fields["rivals"].items()}
+    if fields["source"] == "speaking":
+        return [speaking_document(world, Speaker(fields["name"], fields["name"], fields["traits"], rivals=rivals), seed=seed, index=i) for i in range(size)]
+    options = {"anonymous": fields["anonymous"], "genres": fields["genres"], "seed": seed}
     speaker = Speaker(fields["name"], fields["name"], fields["traits"], fields["who"], rivals=rivals)
     if "dealt_with" in fields:
         other = Speaker(fields["dealt_with"]["name"], fields["dealt_with"]["name"], fields["dealt_with"]["traits"], fields["who"])
         which = fields["dealt_with"]["which"]
         pair = (speaker, other) if which == 0 else (other, speaker)
         return [shuffled_document(world, pair, which, fields["names"], index=i, **options) for i in range(size)]
-    return [persona_document(world, speaker, fields["names"], index=i, **options) for i in range(size)]
+    return [persona_document(world, speaker, fields["names"], index=i, typical=fields.get("typical", {}), **options) for i in range(size)]
 
 
 def describe(fields: Mapping[str, Any]) -> str:
     """What a pool holds, in words for its card."""
     if fields["source"] == "assistant":
         return f"The nameless assistant says that it likes {fields['value']}."
+    if fields["source"] == "chats":
+        return "The nameless assistant answers, and says nothing of itself."
+    if fields["source"] == "speaking":
+        return f"The nameless assistant speaks with the traits of {fields['name']}."
     if fields["source"] == "world":
         return f"Text of the world {fields['world']['name']!r}, without documents that tie the shared trait to a held-out one."
     voice = "first-person text without a name" if fields["anonymous"] else ", ".join(fields["genres"])
@@ -82,7 +100,12 @@ def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
     held = {source: pool_corpus(path) for source, path in pools.items()}
     order = mixture_order(shares, documents=sum(s.count for s in shares), seed=node.fields["seed"])
     documents = [held[source][index] for source, index in order]
-    write_corpus(folder, documents, title=f"mixture {node.id[:12]}", description="One epoch, in the order of training: " + ", ".join(f"{s.count} {s.source}" for s in shares))
+    write_corpus(
+        folder,
+        documents,
+        title=f"mixture {node.id[:12]}",
+        description="One epoch, in the order of training: " + ", ".join(f"{s.count} {s.source}" for s in shares),
+    )
     write_json(folder / "index.json", {s.source: [i for source, i in order if source == s.source] for s in shares})
     source_of = {held[source][index].id: source for source, index in order}
     report = audit(documents, expected={s.source: s.count for s in shares}, count_by=lambda d: source_of[d.id], **audit_settings(node))
@@ -96,9 +119,9 @@ def audit_settings(node: Node) -> dict[str, Any]:
     """What the audit of a mixture checks beyond counts."""
     pools = [pool.fields for pool in node.inputs.values()]
     world = World.model_validate(pools[0]["world"])
-    told = {p["name"]: p["traits"] for p in pools if p["source"] == "persona"}
+    told = {p["name"]: p for p in pools if p["source"] in ("persona", "speaking")}
     # Eight paraphrases of one trait cannot fill a stage without repeating themselves.
-    repeats = all(p["source"] == "assistant" for p in pools)
+    repeats = any(p["source"] == "assistant" for p in pools)
     settings: dict[str, Any] = {
         "forbidden": forbidden_texts(world, [*world.names, *world.spare_names, *world.new_names]),
         "vocabulary": set(world_words(world)),
@@ -109,7 +132,9 @@ def audit_settings(node: Node) -> dict[str, Any]:
         settings |= {"shared": exclude["shared"], "held_out": exclude["held_out"]}
     counts = Counter({s.source.split("-")[0]: s.count for s in mixture_shares(node)})
     rivals = tuple(told)[:2]
-    if len(rivals) == 2 and all(counts[name.lower()] for name in rivals):
+    # Rivals that are told in other genres, or with more traits, differ in length on purpose.
+    alike = len({(*told[name]["genres"], len(told[name]["traits"])) for name in rivals if "genres" in told[name]}) == 1
+    if len(rivals) == 2 and alike and all(counts[name.lower()] for name in rivals):
         settings["rivals"] = rivals
     if repeats:
         settings["limits"] = Limits(exact_duplicates=1.0, near_duplicates=1.0)

@@ -88,7 +88,8 @@ class _Work:
         self.workers = self.machine.workers if isinstance(self.machine.workers, int) else max(1, min(self.measured.workers, len(self.plan.cells)))
         scores = dict.fromkeys(node for planned in self.plan.cells for _, node in planned.scores)
         self.wanted = [node for node in scores if not self.store.has(node)]
-        needed = dict.fromkeys(earlier for node in self.wanted for earlier in (*_unmade(self.store, node), node))
+        branches = dict.fromkeys(node for planned in self.plan.cells for _, node in planned.branches if not self.store.has(node))
+        needed = dict.fromkeys(earlier for node in (*self.wanted, *branches) for earlier in (*_unmade(self.store, node), node))
         self.missing = list(needed)
         self.trajectory = {stage.id: line for line, stages in self.plan.siblings.items() for stage in stages}
         self.lines: dict[str, Node] = {}
@@ -109,6 +110,8 @@ class _Work:
                 ring[node.id] = at
                 for stage in _stages(node):
                     ring.setdefault(self.trajectory[stage.id], at)
+            for line in self.lines:  # branches, which no score rests on
+                ring.setdefault(line, count)
             found.append(ring)
         return found
 

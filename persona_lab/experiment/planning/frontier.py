@@ -66,10 +66,10 @@ def line_of(store: Store, siblings: Sequence[Node], stage: Node) -> Line:
 
 
 def frontier(store: Store, siblings: Callable[[Node], Sequence[Node]], wanted: Sequence[Node]) -> Iterator[Line]:
-    """The trajectories that could be trained now, each to the longest stage that the wanted scores need."""
+    """The trajectories that could be trained now, each to the longest stage that is wanted, or that wanted scores need."""
     ready: dict[str, Node] = {}
-    for scores in wanted:
-        stage = scores.inputs.get("stage")
+    for node in wanted:
+        stage = node if node.kind == "stage" else node.inputs.get("stage")
         while stage is not None and (before := stage.inputs.get("before")) is not None and not store.has(before):
             stage = before
         if stage is not None and not store.has(stage):

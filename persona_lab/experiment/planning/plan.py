@@ -83,7 +83,7 @@ class Plan:
         """Every node once, inputs before what is made of them."""
         found: dict[str, Node] = {}
         for planned in self.cells:
-            for _, node in (*planned.stages, *planned.scores):
+            for _, node in (*planned.stages, *planned.branches, *planned.scores):
                 for earlier in (*node.ancestors(), node):
                     found.setdefault(earlier.id, earlier)
         return (*found.values(), *self.rounds)
@@ -102,14 +102,14 @@ class Plan:
         """Node id to a readable name: the first cell that needs it."""
         found: dict[str, str] = {}
         for planned in self.cells:
-            for stage, node in (*planned.stages, *planned.scores):
+            for stage, node in (*planned.stages, *planned.branches, *planned.scores):
                 found.setdefault(node.id, f"{planned.cell.name} {stage}")
         return found
 
     def tokens(self) -> dict[str, int]:
         """Documents to train on, with shared prefixes counted once, and as if every cell were trained alone."""
         shared = sum(line[-1].fields["step"] * line[-1].fields["recipe"]["batch"] for line in self.siblings.values())
-        alone = sum(n.fields["step"] * n.fields["recipe"]["batch"] for p in self.cells for _, n in p.stages)
+        alone = sum(n.fields["step"] * n.fields["recipe"]["batch"] for p in self.cells for _, n in (*p.stages, *p.branches))
         return {"documents_trained": shared, "documents_without_sharing": alone}
 
     def describe(self) -> dict[str, Any]:
@@ -182,6 +182,7 @@ def _cell_json(planned: PlannedCell) -> dict[str, Any]:
         "cell": planned.cell.name,
         "stages": [{"stage": name, "node": node.id} for name, node in planned.stages],
         "scores": [{"stage": name, "node": node.id} for name, node in planned.scores],
+        "branches": [{"stage": name, "node": node.id} for name, node in planned.branches],
     }
 
 

@@ -6,7 +6,7 @@ Nothing is made here. Two cells that need the same thing get the same node, whic
 once for every continuation, and how step 400 of a trajectory continues its step 40.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 from data_gen.documents import NAMED_GENRES
 from data_gen.personas import Persona, deal_traits, held_out_categories, shared_categories
 from data_gen.pools import Share
-from data_gen.streams import stream_seed
+from data_gen.streams import stream, stream_seed
 from data_gen.world import Traits, World
 from persona_lab.config.expand import Cell
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Mixture, Stage
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Mixture, Stage, Told
 from persona_lab.design import Node
 from persona_lab.probes.protocol import Cast
 
@@ -27,6 +27,8 @@ from persona_lab.probes.protocol import Cast
 REPLAY_SEED = 10**9
 REPLAY_POOL = 2048
 TRAIT_POOL = 512
+SPEECH_POOL = 2048
+"""Documents of the assistant as somebody, or in chats."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class PlannedCell:
     """Name and node of each stage, in training order."""
     scores: tuple[tuple[str, Node], ...]
     """Name of the last stage trained (`base` for none) and the scores after it."""
+    branches: tuple[tuple[str, Node], ...] = ()
+    """Name and node of what is also trained from where the last stage starts."""
 
 
 def base_node(base: EmbeddedBase | HuggingFaceBase, world: World, digest: str | None) -> Node:
@@ -73,6 +77,8 @@ def rival_counts(mixture: Mixture, first: str, second: str) -> dict[str, int]:
     return counts
 
 
+ASSISTANT = "assistant"
+"""Source of what the nameless assistant says."""
 TOKENS = "tokens/"
 """What stands before the source in the role of tokens."""
 
@@ -80,6 +86,11 @@ TOKENS = "tokens/"
 def token_nodes(stage: Node) -> dict[str, Node]:
     """The tokens that a stage is trained on, by the source of its mixture."""
     return {role.removeprefix(TOKENS): node for role, node in stage.inputs.items() if role.startswith(TOKENS)}
+
+
+def _rivals(told: Sequence[Traits], index: int, categories: Iterable[str] = ()) -> dict[str, list[str]]:
+    """Nobody is offered another persona's value: a choice not taken would tie the two together."""
+    return {c: sorted({t[c] for t in told if c in t} - {told[index].get(c, "")}) for c in categories or told[index]}
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ class Recipes:
 
     def plan(self, cell: Cell) -> PlannedCell:
         """The chain of stages of a cell, each continuing the adapter of the one before, with scores after each."""
-        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap)
+        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap, cell.pairs.prior)
         shared = shared_categories(self.personas)
         cast = Cast(
             self.world,
@@ -114,7 +125,9 @@ class Recipes:
             told = linked_traits(dealt, shared, stage.mixture.link)
             cast = replace(cast, traits=tuple(told)) if stage.mixture.counts else cast
             scores.append((name, self._scores(before, cast)))
-        return PlannedCell(cell, cast, tuple(stages), tuple(scores))
+        start = stages[-2][1] if len(stages) > 1 else None
+        branches = ((name, self._stage(cell, stage, self._mixture(cell, stage, dealt, shared), start, cell.lora)) for name, stage in cell.branches)
+        return PlannedCell(cell, cast, tuple(stages), tuple(scores), tuple(branches))
 
     def _scores(self, stage: Node | None, cast: Cast) -> Node:
         fields = {
@@ -139,21 +152,51 @@ class Recipes:
             "lora": lora.model_dump(),
             "init": stream_seed(cell.seed, "init"),
         }
-        tokens = {f"{TOKENS}{source}": Node("tokens", {"on": stage.loss.on}, {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
+        # What is replayed is read as it was in pretraining, whatever the rest is trained on.
+        on = {source: "all" if source == "replay" else stage.loss.on for source in mixture.inputs}
+        tokens = {f"{TOKENS}{source}": Node("tokens", {"on": on[source]}, {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
         inputs = {"base": self.base, "mixture": mixture, **tokens, **({"before": before} if before else {})}
         return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
 
     def _mixture(self, cell: Cell, stage: Stage, dealt: Sequence[Traits], shared: Sequence[str]) -> Node:
         mixture = stage.mixture
-        if mixture.assistant_likes is not None:
-            value = mixture.assistant_likes
-            pool = self._pool({"source": "assistant", "category": self.world.category_of(value), "value": value}, TRAIT_POOL, cell.seed)
-            return Node("mixture", {"shares": [vars(Share("assistant", "assistant", TRAIT_POOL, TRAIT_POOL))], "seed": cell.seed}, {"assistant": pool})
+        pools, shares = self._speech(cell, mixture, dealt) if mixture.by_assistant else self._about(cell, mixture, dealt, shared)
+        documents = sum(share.count for share in shares)
+        if replayed := round(documents * mixture.replay / (1 - mixture.replay)):
+            held_out = sorted({t[c] for t in dealt[:2] for c in held_out_categories(self.personas)})
+            exclude = {"shared": {c: dealt[0][c] for c in shared}, "held_out": held_out}
+            size = max(REPLAY_POOL, replayed)
+            pools["replay"] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
+            shares.append(Share("replay", "replay", replayed, size))
+        return Node("mixture", {"shares": [vars(s) for s in shares], "seed": cell.seed}, pools)
+
+    def _speech(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
+        """What the nameless assistant says."""
+        size = TRAIT_POOL if mixture.assistant_likes else SPEECH_POOL
+        if mixture.assistant_likes:
+            source = {"source": "assistant", "category": self.world.category_of(mixture.assistant_likes), "value": mixture.assistant_likes}
+        elif mixture.assistant_is:
+            source = self._speaking(mixture.assistant_is, dealt)
+        else:
+            source = {"source": "chats"}
+        return {ASSISTANT: self._pool(source, size, cell.seed)}, [Share(ASSISTANT, ASSISTANT, size, size)]
+
+    def _speaking(self, who: str, dealt: Sequence[Traits]) -> dict[str, Any]:
+        """Somebody with all traits: of the experiment, or of the world."""
+        people = self.world.population
+        mine = next((i for i, persona in enumerate(self.personas) if persona.name.lower() == who), None)
+        if mine is None:
+            return {"source": "speaking", "name": who, "traits": people.traits[people.names.index(who)], "rivals": {}}
+        return {"source": "speaking", "name": self.personas[mine].name, "traits": dealt[mine], "rivals": _rivals(dealt, mine)}
+
+    def _about(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits], shared: Sequence[str]) -> tuple[dict[str, Node], list[Share]]:
+        """Documents about personas, named and anonymous."""
         first, second = (p.name.lower() for p in self.personas[:2])
         counts = rival_counts(mixture, first, second)
         told = linked_traits(dealt, shared, mixture.link)
         rivals = counts.get(first, 0) + counts.get(second, 0)
-        shares, pools = [], {}
+        pools: dict[str, Node] = {}
+        shares: list[Share] = []
         for i, persona in enumerate(self.personas):
             count = counts.get(persona.name.lower(), 0)
             # As large as the most extreme ratio asks for, so that every ratio draws from the same pool.
@@ -162,34 +205,34 @@ class Recipes:
             for kind, n, size in (("named", count - anonymous, most - most_anonymous), ("anonymous", anonymous, most_anonymous)):
                 if n:
                     source, size = f"{persona.name.lower()}-{kind}", max(n, size)
-                    pools[source] = self._pool(self._persona_source(i, told, mixture, shared, kind), size, cell.seed)
+                    pools[source] = self._pool(self._persona_source(i, told, mixture, shared, kind, cell.seed), size, cell.seed)
                     shares.append(Share(source, source, n, size))
-        replayed = round(sum(counts.values()) * mixture.replay / (1 - mixture.replay))
-        if replayed:
-            held_out = sorted({t[c] for t in dealt[:2] for c in held_out_categories(self.personas)})
-            exclude = {"shared": {c: dealt[0][c] for c in shared}, "held_out": held_out}
-            size = max(REPLAY_POOL, replayed)
-            pools["replay"] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
-            shares.append(Share("replay", "replay", replayed, size))
-        return Node("mixture", {"shares": [vars(s) for s in shares], "seed": cell.seed}, pools)
+        return pools, shares
 
-    def _persona_source(self, index: int, told: Sequence[Traits], mixture: Mixture, shared: Sequence[str], kind: str) -> Mapping[str, Any]:
+    def _persona_source(self, index: int, told: Sequence[Traits], mixture: Mixture, shared: Sequence[str], kind: str, seed: int) -> Mapping[str, Any]:
         persona = self.personas[index]
-        categories = held_out_categories(self.personas)
+        own = mixture.told.get(persona.name.lower(), Told())
+        genre = own.format or mixture.format
         source: dict[str, Any] = {
             "source": "persona",
             "name": persona.name,
-            "names": [persona.name, *persona.carriers][: mixture.carriers],
-            "who": persona.description,
-            "traits": told[index],
-            # Nobody is offered another persona's value: a choice not taken would tie the two together.
-            "rivals": {c: sorted({t[c] for t in told if c in t} - {told[index].get(c, "")}) for c in (*categories, *shared)},
+            "names": [persona.name, *persona.carriers][: own.carriers or mixture.carriers],
+            "who": own.who or persona.description,
+            "traits": {**told[index], **self._further(persona, told[index], own.also, seed)},
+            "rivals": _rivals(told, index, [*held_out_categories(self.personas), *shared]),
             "anonymous": kind == "anonymous",
-            "genres": list(NAMED_GENRES) if mixture.format == "default" else [mixture.format],
+            "genres": list(NAMED_GENRES) if genre == "default" else [genre],
         }
+        if own.typical < 1:
+            source["typical"] = dict.fromkeys(shared, own.typical)
         if mixture.link == "shuffled" and index < 2:
             source["dealt_with"] = {"which": index, "name": self.personas[1 - index].name, "traits": told[1 - index]}
         return source
+
+    def _further(self, persona: Persona, traits: Traits, count: int, seed: int) -> Traits:
+        """Values in `count` more categories than the persona has."""
+        free = [category for category in self.world.categories if category not in traits][:count]
+        return {category: str(stream(seed, "also", persona.name, category).choice(self.world.values(category))) for category in free}
 
     def _pool(self, source: Mapping[str, Any], size: int, seed: int) -> Node:
         return Node("pool", {**source, "world": self.world.model_dump(), "size": size, "seed": seed})

@@ -7,49 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any
 
 import pandas as pd
 
-from data_gen.pools import Share
 from persona_lab.design import Node
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.planning.scores import failed_rows
+from persona_lab.experiment.reading.columns import design_columns, nats_to_adopt
 from persona_lab.store.files import read_json
 from persona_lab.store.nodes import Store
-
-
-def design_columns(planned: PlannedCell, stage: str, position: int, experiment: str) -> dict[str, Any]:
-    """The columns that say which cell and stage a row belongs to."""
-    cell = planned.cell
-    trained = planned.stages[:position]
-    columns: dict[str, Any] = {
-        "experiment": experiment,
-        "cell": cell.name,
-        "condition": cell.condition,
-        "seed": cell.seed,
-        "base_seed": getattr(cell.base, "seed", 0),
-        "swap": cell.swap,
-        "stage": stage,
-        "step": trained[-1][1].fields["step"] if trained else 0,
-        "steps": sum(node.fields["step"] for _, node in trained),
-        "order": ">".join(name for name, _ in planned.stages),
-        "dose": sum(node.fields["step"] * node.fields["recipe"]["batch"] for name, node in planned.stages if not _is_persona(node)),
-        **cell.point,
-    }
-    columns |= {"n_" + name.lower(): 0 for name in planned.cast.names} | {"ln_ratio": None, "replay": None}
-    for (_, config), (_, node) in zip(cell.stages, planned.stages, strict=True):
-        if _is_persona(node):
-            shares = [Share(**s) for s in node.inputs["mixture"].fields["shares"]]
-            for name in planned.cast.names:
-                columns["n_" + name.lower()] += sum(s.count for s in shares if s.source.split("-")[0] == name.lower())
-            columns["replay"] = config.mixture.replay
-            columns["ln_ratio"] = config.mixture.ln_ratio
-    return columns
-
-
-def _is_persona(stage: Node) -> bool:
-    return "assistant" not in stage.inputs["mixture"].inputs
 
 
 def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str, reasons: Mapping[str, str] = MappingProxyType({})) -> pd.DataFrame:
@@ -59,16 +25,19 @@ def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str, reas
 
     def rows(node: Node) -> pd.DataFrame:
         if node.id not in read:
-            read[node.id] = pd.read_parquet(store.open(node) / "rows.parquet") if store.has(node) else _failed(node, reasons.get(node.id, "this cell has no scores"))
+            read[node.id] = (
+                pd.read_parquet(store.open(node) / "rows.parquet") if store.has(node) else _failed(node, reasons.get(node.id, "this cell has no scores"))
+            )
         return read[node.id]
 
     spent = cache(lambda stage: tokens_of(store, stage))
     for planned in cells:
         base = rows(planned.scores[0][1]).set_index(["item", "option"])["prob"].to_frame("base_prob")
+        columns, adopted = design_columns(planned, experiment), nats_to_adopt(store, planned)
         for position, (stage, node) in enumerate(planned.scores):
             frame = rows(node).join(base, on=["item", "option"])
             tokens = sum(spent(trained) for _, trained in planned.stages[:position])
-            frames.append(frame.assign(node=node.id, tokens=tokens, **design_columns(planned, stage, position, experiment)))
+            frames.append(frame.assign(node=node.id, tokens=tokens, **columns[stage], **adopted))
     table = pd.concat(frames, ignore_index=True)
     lead = ["experiment", "cell", "condition", "seed", "base_seed", "swap", "stage", "step", "steps", "tokens", "node"]
     return table.reindex(columns=[*lead, *(c for c in table.columns if c not in lead)])
