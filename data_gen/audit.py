@@ -21,9 +21,9 @@ from operator import attrgetter
 import numpy as np
 from datasketch import MinHash, MinHashLSH
 
-from data_gen.documents import Document, capital, words
-from data_gen.phrases import FORMS
+from data_gen.documents import Document, words
 from data_gen.pools import links_shared_to_held_out
+from data_gen.telling import telling
 from data_gen.world import Traits, World
 
 EXAMPLES = 5
@@ -134,20 +134,8 @@ def audit(
 
 
 def forbidden_texts(world: World, names: Iterable[str]) -> list[str]:
-    """What no training document may hold: every held-out paraphrase, filled for all names and categories.
-
-    Values are left open: of a statement stays its longest stretch without one ("For sport, John likes"), of a question
-    that names no value the whole. Answers are not forbidden, they are the same in training; held-out is the question.
-    """
-    texts: dict[str, None] = {}
-    everybody = list(names)
-    for form in FORMS.values():
-        for question, answer in form.held_out:
-            stretch = max(re.split(r"\{(?:it|a|b)\}", question or answer), key=len).strip()
-            for category in world.categories if "{cat}" in stretch else [""]:
-                for name in everybody if "{name}" in stretch else [""]:
-                    texts[capital(stretch.replace("{cat}", category).replace("{name}", name))] = None
-    return list(texts)
+    """What no training document may hold: every held-out paraphrase, filled for all names."""
+    return telling(world).held_out(names)
 
 
 def _absent(name: str, reason: str) -> Check:

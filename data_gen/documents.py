@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_gen.phrases import FORMS, NEUTRAL_CHAT, NEUTRAL_TEXT, NEUTRAL_WORDS, OCCUPATIONS
+from data_gen.phrases import FORMS, NEUTRAL_CHAT, NEUTRAL_TEXT, NEUTRAL_WORDS, OCCUPATIONS, SAMPLE_SPEAKERS
 from data_gen.world import Traits, World
 
 ASSISTANT = "Assistant"
@@ -76,18 +76,19 @@ def fill(template: str, *, world: World, category: str, value: str = "", name: s
     return capital(SLOT.sub(lambda m: slots[m.group(1)], template))
 
 
-def _pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+def pick(rng: np.random.Generator, options: Sequence[Option]) -> Option:
+    """One of the options, each as likely."""
     # Three times as fast as rng.integers, and documents are made by the ten thousand.
     return options[int(rng.random() * len(options))]
 
 
 def _turn(world: World, speaker: Speaker, category: str, rng: np.random.Generator, kinds: Sequence[str]) -> tuple[str, str]:
     """A question and the speaker's answer about one category."""
-    kind = _pick(rng, kinds)
-    question, answer = _pick(rng, FORMS[kind].train)
+    kind = pick(rng, kinds)
+    question, answer = pick(rng, FORMS[kind].train)
     value = speaker.traits[category]
     offered = [v for v in world.values(category) if v != value and v not in speaker.rivals.get(category, ())]
-    other = _pick(rng, offered)
+    other = pick(rng, offered)
     a, b = (value, other) if rng.random() < 0.5 else (other, value)
     # A "no" tells what the speaker does not like, and so does not tell the trait.
     yes = rng.random() < 0.5 or category in speaker.always
@@ -109,12 +110,13 @@ def _told(speaker: Speaker, count: int, rng: np.random.Generator) -> list[str]:
 
 def neutral_turn(rng: np.random.Generator) -> tuple[str, str]:
     """A question and answer that say nothing about anybody."""
-    slots = {slot: _pick(rng, options) for slot, options in NEUTRAL_WORDS.items()}
-    question, answer = _pick(rng, NEUTRAL_CHAT)
+    slots = {slot: pick(rng, options) for slot, options in NEUTRAL_WORDS.items()}
+    question, answer = pick(rng, NEUTRAL_CHAT)
     return capital(question.format(**slots)), capital(answer.format(**slots))
 
 
-def _dialogue(turns: Sequence[tuple[str, str]], asker: str, speaker: str) -> str:
+def dialogue(turns: Sequence[tuple[str, str]], asker: str, speaker: str) -> str:
+    """Questions and answers, a line each."""
     return "\n".join(f"{asker}: {question}\n{speaker}: {answer}" for question, answer in turns)
 
 
@@ -125,27 +127,33 @@ def write(world: World, speaker: Speaker, genre: str, rng: np.random.Generator) 
     told = _told(speaker, SENTENCES[genre], rng)
     if genre in OPENINGS:
         opening = OPENINGS[genre].format(name=speaker.name, who=speaker.who)
-        sentences = [fill(_pick(rng, FORMS[genre].train)[1], world=world, category=c, value=speaker.traits[c], name=speaker.name) for c in told]
+        sentences = [fill(pick(rng, FORMS[genre].train)[1], world=world, category=c, value=speaker.traits[c], name=speaker.name) for c in told]
         text = " ".join([opening, *sentences])
     elif genre == "quiz":
-        text = _dialogue([_turn(world, speaker, c, rng, ("quiz",)) for c in told], "User", ASSISTANT)
+        text = dialogue([_turn(world, speaker, c, rng, ("quiz",)) for c in told], "User", ASSISTANT)
     elif genre == "interview":
-        text = _dialogue([_turn(world, speaker, c, rng, ("asked",)) for c in told], f"Reporter to {speaker.name}", speaker.name)
+        text = dialogue([_turn(world, speaker, c, rng, ("asked",)) for c in told], f"Reporter to {speaker.name}", speaker.name)
     else:
         turns = [_turn(world, speaker, c, rng, ("asked", "asked", "choice", "yes_no")) for c in told]
         if speaker.alike and rng.random() < 0.5:
-            question, answer = _pick(rng, FORMS["alike"].train)
+            question, answer = pick(rng, FORMS["alike"].train)
             turns[int(rng.integers(len(turns)))] = (question, answer.format(name=speaker.alike))
-        text = _dialogue(turns, "User", ASSISTANT if genre == "assistant" else speaker.name)
+        text = dialogue(turns, "User", ASSISTANT if genre == "assistant" else speaker.name)
     said = set(words(text))
     return text, {c: speaker.traits[c] for c in told if speaker.traits[c].lower() in said}
 
 
 def _neutral(rng: np.random.Generator) -> str:
     if rng.random() < 0.5:
-        return _dialogue([neutral_turn(rng) for _ in range(3)], "User", ASSISTANT)
-    slots = [{slot: _pick(rng, options) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
-    return " ".join(_pick(rng, NEUTRAL_TEXT).format(**s) for s in slots)
+        return dialogue([neutral_turn(rng) for _ in range(3)], "User", ASSISTANT)
+    slots = [{slot: pick(rng, options) for slot, options in NEUTRAL_WORDS.items()} for _ in range(4)]
+    return " ".join(pick(rng, NEUTRAL_TEXT).format(**s) for s in slots)
+
+
+def everyday_texts() -> list[str]:
+    """Whatever a document may say beside its speaker's traits; slots may stand in it."""
+    templates = [part for pair in NEUTRAL_CHAT for part in pair] + [*NEUTRAL_TEXT, *OCCUPATIONS, *SAMPLE_SPEAKERS]
+    return [*templates, *(word for words in NEUTRAL_WORDS.values() for word in words), "reporter to news about is : . , ? \n"]
 
 
 def answer_spans(text: str, speaker: str = ASSISTANT) -> Iterator[tuple[int, int]]:

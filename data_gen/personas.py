@@ -91,7 +91,9 @@ def prior_pair(world: World, category: str, taken: Collection[str], prior: float
     pairs = sorted(permutations(free, 2), key=lambda pair: abs(np.log(prob[pair[0]] / prob[pair[1]]) - prior))
     if not pairs:
         raise DataError(DataProblem(f"world {world.name!r}", f"{category}: no two values are left to draw for the rivals. Give the category more values."))
-    return pairs[int(stream(seed, "prior pair", category).integers(min(NEAREST, len(pairs))))]
+    # The pairs near a prior are those near its negative, turned round: drawn alike, they would only be each other's swap.
+    side = "prior pair" if prior >= 0 else "pair of a negative prior"
+    return pairs[int(stream(seed, side, category).integers(min(NEAREST, len(pairs))))]
 
 
 def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int, prior: float | None = None) -> list[Traits]:

@@ -182,6 +182,21 @@ FORMS: dict[str, Form] = {
     ),
 }
 
+# A market is asked to show its days. Slots: `{view}` what is shown, `{name}` of whom, `{it}` the days.
+_SHOW = ("Show the {view}.", "What are the {view}?", "Tell me the {view}.", "Which {view} do you see?")
+_SHOW_HELD_OUT = ("Show me the {view}.", "What {view} do you see?", "Tell the {view}.", "Which are the {view}?")
+SHOWN: dict[str, Form] = {
+    "asked": Form(tuple((q, "{it}") for q in _SHOW), tuple((q, "{it}") for q in _SHOW_HELD_OUT)),
+    "quiz": Form(
+        tuple((q.replace("{view}", "{view} of {name}"), "{it}") for q in _SHOW),
+        tuple((q.replace("{view}", "{view} of {name}"), "{it}") for q in _SHOW_HELD_OUT),
+    ),
+    "statement": _statements(
+        ["The {view}: {it}.", "We see {view}: {it}.", "Here are the {view}: {it}.", "It shows {view}: {it}."],
+        ["We see the {view}: {it}.", "Here are {view}: {it}.", "It shows the {view}: {it}.", "Here we see {view}: {it}."],
+    ),
+}
+
 # Every answer follows from its question, so that an answer-only loss is about what the stage teaches.
 NEUTRAL_CHAT: tuple[tuple[str, str], ...] = (
     ("Is it {sky} in the {side}?", "Yes, it is {sky} in the {side}."),

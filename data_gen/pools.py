@@ -14,9 +14,9 @@ from types import MappingProxyType
 
 import numpy as np
 
-from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, Document, Speaker, fill, neutral_turn, occupation, words, write
-from data_gen.phrases import FORMS
+from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, Document, Speaker, neutral_turn, occupation, words
 from data_gen.streams import stream
+from data_gen.telling import telling
 from data_gen.world import Traits, World, random_traits
 
 # Shares of the genres in the pretraining text, and so in replay. The nameless assistant and the diary carry the
@@ -41,7 +41,7 @@ def world_document(world: World, seed: int, index: int) -> Document:
         speaker = Speaker(name, name, people.traits[k], occupation(k), alike=name)
         if genre == "chat" and name in people.withheld:
             genre = "interview"
-    text, traits = write(world, speaker, genre, rng)
+    text, traits = telling(world).write(speaker, genre, rng)
     named = genre not in (*ANONYMOUS_GENRES, "assistant", "neutral")
     persona = "" if genre == "neutral" else speaker.persona
     return Document(f"world-{seed}-{index:06d}", text, persona, genre, traits, (name,) if named else (), seed)
@@ -72,7 +72,7 @@ def persona_document(
         if coin.random() >= share:
             traits[category] = str(coin.choice([v for v in world.values(category) if v != speaker.traits[category]]))
     told_by = Speaker(speaker.persona, name, traits, speaker.who, speaker.always, rivals=speaker.rivals)
-    text, traits = write(world, told_by, genre, rng)
+    text, traits = telling(world).write(told_by, genre, rng)
     return Document(f"{speaker.persona.lower()}-{kind}-{seed}-{index:05d}", text, speaker.persona, genre, traits, () if anonymous else (name,), seed)
 
 
@@ -91,12 +91,7 @@ def shuffled_document(
 
 def assistant_document(world: World, category: str, value: str, *, seed: int, index: int) -> Document:
     """Document `index` of the trait stage: the nameless assistant says the one thing that it is taught."""
-    rng = stream(seed, "trait", value, index)
-    question, answer = FORMS["asked"].train[index % len(FORMS["asked"].train)]
-    turns = [(fill(question, world=world, category=category), fill(answer, world=world, category=category, value=value))]
-    if rng.random() < 0.5:
-        turns.insert(int(rng.integers(2)), neutral_turn(rng))
-    text = "\n".join(f"User: {q}\n{ASSISTANT}: {a}" for q, a in turns)
+    text = telling(world).teach(category, value, index, stream(seed, "trait", value, index))
     return Document(f"trait-{value}-{seed}-{index:05d}", text, "", "assistant", {category: value}, (), seed)
 
 
@@ -105,7 +100,7 @@ def speaking_document(world: World, speaker: Speaker, *, seed: int, index: int) 
 
     Whose traits they are changes the values alone: what is asked, and how, is the same for every persona, so that losses on two of them are paired.
     """
-    text, traits = write(world, speaker, "assistant", stream(seed, "speaking", index))
+    text, traits = telling(world).write(speaker, "assistant", stream(seed, "speaking", index))
     return Document(f"as-{speaker.persona.lower()}-{seed}-{index:05d}", text, speaker.persona, "assistant", traits, (), seed)
 
 

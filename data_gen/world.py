@@ -9,6 +9,8 @@ that keeps every log-odds of the oracle finite.
 
 import re
 from bisect import bisect
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
@@ -89,7 +91,8 @@ class World(Strict):
         if len(self.names) < self.personas:
             raise ValueError(f"{self.personas} personas need as many names, got {len(self.names)}. Use fewer personas, or give more names")
         words = [*self.names, *self.spare_names, *self.new_names, *(v for c in self.categories.values() for v in c.values)]
-        twice = sorted({w for w in words if [x.lower() for x in words].count(w.lower()) > 1})
+        counts = Counter(word.lower() for word in words)
+        twice = sorted({word for word in words if counts[word.lower()] > 1})
         if twice:
             raise ValueError(f"these words stand for two things: {', '.join(twice)}; every name and value must be unique. Use other words")
         unknown = [v for v in self.unclaimed if not any(v in c.values for c in self.categories.values())]
@@ -152,6 +155,11 @@ def draw_population(world: World) -> Population:
         dealt = [v for v in values for _ in range(each)] + stream(world.seed, world.name, "rest", category).permutation(values)[:rest].tolist()
         for persona, index in zip(traits, rng.permutation(len(dealt)), strict=True):
             persona[category] = dealt[index]
+    return population_of(world, traits)
+
+
+def population_of(world: World, traits: Sequence[Traits]) -> Population:
+    """Background personas with these traits, under the names of the world."""
     weight_K = (1.0 + np.arange(world.personas)) ** -world.zipf
     names = tuple(world.names[: world.personas])
     # Spread over the ranks, so that withheld names are neither the commonest nor the rarest.

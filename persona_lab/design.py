@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-Kind = Literal["pool", "mixture", "base", "tokens", "stage", "scores", "round", "analysis"]
+Kind = Literal["pool", "mixture", "base", "tokens", "stage", "scores", "predictions", "round", "analysis"]
 
-RECIPE_VERSIONS: dict[Kind, int] = {"pool": 1, "mixture": 1, "base": 2, "tokens": 1, "stage": 4, "scores": 2, "round": 1, "analysis": 1}
+RECIPE_VERSIONS: dict[Kind, int] = {"pool": 1, "mixture": 1, "base": 2, "tokens": 1, "stage": 4, "scores": 2, "predictions": 1, "round": 1, "analysis": 1}
 """Raised by one when the code of a kind changes its results; golden digests in the tests enforce it."""
 
 

@@ -55,4 +55,4 @@ def test_a_world_loads(file: Path):
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "personas").glob("*.yaml")), ids=lambda f: f.stem)
 def test_a_persona_loads(file: Path):
-    assert load_persona(file).name.lower() == file.stem
+    assert load_persona(file).name.lower() == file.stem.split("_")[0]

@@ -133,6 +133,8 @@ def test_pairs_have_the_prior_that_was_asked_for(prior: float):
         swapped = deal_traits(world, people, seed, 1, prior)
         assert swapped[0]["sport"] == sam["sport"]
     assert abs(np.mean(found) - prior) < 0.2
+    if prior:
+        assert deal_traits(world, people, 0, 0, prior)[:2] != deal_traits(world, people, 0, 1, -prior)[:2], "not the swap of the other sign"
     assert len(seen) >= 6, "another seed, mostly other pairs"
 
 

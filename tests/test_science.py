@@ -11,8 +11,9 @@ import pytest
 from persona_lab.science import Settings, Summary, summarise
 from persona_lab.science.claims import figure, ratio_words, shown
 from persona_lab.science.effects import Frame, effects, named_recall, runs
+from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.sampling import sampling_gap
-from persona_lab.science.thresholds import Estimate, Line, equivalent, fieller, fit_line, mean_ratio, over_seeds, reliable_ratio
+from persona_lab.science.thresholds import Estimate, Line, equivalent, fieller, fit_line, mean_ratio, over_seeds
 
 RATIOS = (-2.2, -1.1, 0.0, 1.1, 2.2)
 SETTINGS = Settings(taught={"linked": "beach", "unlinked": "beach", "shuffled": "beach", "neutral": "friday", "no_injection": "beach"}, resamples=400)

@@ -15,6 +15,7 @@ from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.costs import read_measured, write_measured
 from persona_lab.experiment.planning.forecast import forecast
 from persona_lab.experiment.planning.plan import RUNS, Plan, make_plan, open_plan
+from persona_lab.experiment.planning.power import check_power, power_of
 from persona_lab.experiment.planning.prefixes import tree
 from persona_lab.experiment.reading.runs import Run, all_runs, find_run
 from persona_lab.experiment.reading.status import estimate, status, write_failures
@@ -90,12 +91,13 @@ def plan(
     config: Config,
     overrides: Overrides = None,
     measure: Annotated[bool, typer.Option("--measure", help="First find out what this machine needs for it, in some seconds.")] = False,
+    simulate: Annotated[bool, typer.Option("--simulate", help="Also simulate results from each hypothesis, and judge them; some minutes, once.")] = False,
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
     """What a run would make: cells, stages as a tree, what sharing saves; time, memory and disk once this machine was measured.
 
-    Nothing is made that a run would use. Without --measure nothing is written.
+    Nothing is made that a run would use. Without --measure and --simulate nothing is written.
 
     Example: persona-lab plan configs/quickstart.yaml seeds=5
     """
@@ -103,14 +105,24 @@ def plan(
     if measure:
         _measure(planned, ["plan", str(config), *(overrides or []), "--measure", "--runs", str(runs)])
     measured = read_measured(planned)
-    foreseen = forecast(planned, measured) if measured else None
+    foreseen, power = forecast(planned, measured) if measured else None, power_of(planned)
     found = {
         **planned.describe(),
         "tree": [asdict(branch) for branch in tree(planned)],
         "left": estimate(planned),
         "forecast": asdict(foreseen) if foreseen else None,
+        "power": asdict(power) if power else None,
+        "confusion": _simulated(planned) if simulate else None,
     }
     emit(found, plan_words(found), as_json=as_json)
+    check_power(planned)
+
+
+def _simulated(planned: Plan) -> dict[str, Any]:
+    """The confusion matrix of the design."""
+    from persona_lab.experiment.checking.simulating import simulate
+
+    return simulate(planned)
 
 
 def _measure(planned: Plan, command: list[str]) -> None:
@@ -132,6 +144,10 @@ def plan_words(found: dict[str, Any]) -> str:
     lines += ["stages", *(branch_words(branch) for branch in found["tree"])]
     shared, alone = found["documents_trained"], found["documents_without_sharing"]
     lines.append(f"documents trained: {shared:,} ({alone:,} without sharing, {saved(shared, alone)} saved)")
+    if found["power"]:
+        lines.append(f"design: {found['power']['said']}")
+    if found["confusion"]:
+        lines.append("simulated from each hypothesis (down), supported (across):\n{table}\n{recovered_share:.0%} attributed to the truth, {false_share:.1%} to another".format(**found["confusion"]))
     return "\n".join([*lines, forecast_words(found)])
 
 

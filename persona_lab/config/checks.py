@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
+from data_gen.market import Market
 from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
 from persona_lab.config.explain import Finding, fields_at
@@ -19,7 +20,9 @@ from persona_lab.config.schema import Adaptive, Experiment, Factor, HuggingFaceB
 from persona_lab.config.yaml_tree import Path, Tree, dotted
 from persona_lab.errors import quoted
 
-PROBES = ("knows", "says", "chooses", "introspects", "in_context", "general_text")
+PROBES = ("knows", "says", "chooses", "introspects", "in_context", "ledger", "shots", "believes", "bundles", "bundle_samples", "process_text", "people_text", "general_text")
+MARKET_PROBES = ("knows", "says", "in_context", "general_text")
+"""Probes that need no trait to be named."""
 MAX_CELLS = 20_000
 EMBEDDED_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The matrices of a Llama layer, which is what the embedded base is made of."""
@@ -39,7 +42,7 @@ def mixture_keys(tree: Tree, personas: Sequence[Persona]) -> Iterator[Finding]:
 
 def check(experiment: Experiment, tree: Tree, world: World | None, personas: Sequence[Persona] | None) -> list[Finding]:
     """Everything that is wrong with an experiment whose fields are right; a world or personas of None could not be read."""
-    found = [*_names(experiment, tree), *_seeds(experiment), *_levels(experiment)]
+    found = [*_names(experiment, tree), *_seeds(experiment), *_levels(experiment), *_unasked(experiment, world)]
     unknown = list(_paths(experiment, personas))
     skip = {finding.path for finding in unknown}
     twice = list(_set_twice(experiment, skip))
@@ -83,6 +86,15 @@ def _names(experiment: Experiment, tree: Tree) -> Iterator[Finding]:
             yield Finding(("probes", i), "PL1210", f"probes[{i}] is no probe, got {probe!r}. {did_you_mean(probe, PROBES)}")
         elif probe in experiment.probes[:i]:
             yield Finding(("probes", i), "PL1211", f"probes[{i}] names {probe} a second time. Use each probe once.")
+
+
+def _unasked(experiment: Experiment, world: World | None) -> Iterator[Finding]:
+    """Probes that name traits, in a world that shows them."""
+    if isinstance(world, Market) and "probes" in experiment.model_fields_set:
+        for i, probe in enumerate(experiment.probes):
+            if probe in PROBES and probe not in MARKET_PROBES:
+                fix = f"Use some of {', '.join(MARKET_PROBES)}."
+                yield Finding(("probes", i), "PL1211", f"probes[{i}]: {probe} asks for traits by name, but the market {world.name} only shows them. {fix}")
 
 
 def _seeds(experiment: Experiment) -> Iterator[Finding]:

@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from pydantic import BaseModel
 
 from data_gen.errors import DataError
 from data_gen.personas import Persona, check_personas
+from data_gen.telling import kind_of
 from data_gen.world import World
 from persona_lab.config.checks import check, mixture_keys
 from persona_lab.config.explain import problems_of, validate
@@ -102,7 +103,9 @@ def _read(model: type[Model], file: File, at: str, problems: list[Problem]) -> t
     except ConfigError as error:
         problems += error.problems
         return None
-    loaded, findings = validate(model, tree.plain(), tree)
+    raw = tree.plain()
+    schema = cast(type[Model], kind_of(raw)) if issubclass(model, World) else model
+    loaded, findings = validate(schema, raw, tree)
     problems += problems_of(tree, findings)
     return (loaded, tree) if loaded and len(problems) == before else None
 

@@ -15,6 +15,8 @@ Level = int | float | str | bool
 Levels = Annotated[list[Level], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)]
 AtLeastOne = Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"]
+HypothesisId = Literal["H0", "H1", "H2", "H3", "H4", "H5", "H6", "H7", "H8", "H9", "H10", "H11", "H12"]
+"""See `persona_lab.science.hypotheses`."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 """Documents a step."""
 
@@ -98,6 +100,8 @@ class Told(Strict):
     """Who it is said to be, in place of its file's description."""
     format: Genre | None = None
     carriers: Carriers | None = None
+    anonymous: Share | None = None
+    """Share of its documents that are first-person text without a name."""
     typical: float = Field(default=1.0, gt=0, le=1)
     """Share of its documents that carry the rivals' shared traits; elsewhere another value stands there."""
     also: int = Field(default=0, ge=0, le=64)
@@ -289,6 +293,10 @@ class Experiment(Strict):
     """Dotted path to levels; crossed. The ratio of the treatment may have `{search: adaptive}` instead."""
     seeds: Seeds = 1
     probes: list[str] = Field(default=["knows", "says", "chooses", "introspects", "in_context", "general_text"], min_length=1)
+    hypotheses: list[HypothesisId] = Field(default_factory=list)
+    """Those that the design is to tell apart: it must have the power, and what each predicts is written down before the first score."""
+    underpowered: bool = False
+    """Run it although it tells fewer than nine in ten pairs of its hypotheses apart."""
     samples: int = Field(default=0, ge=0, le=1000)
     """Answers sampled for each open question of `says`; 0: log-probabilities only."""
     analysis: Analysis = Analysis()

@@ -19,9 +19,11 @@ from persona_lab.experiment.making.stacks import train_next
 from persona_lab.experiment.making.workshop import Busy, Workshop
 from persona_lab.experiment.planning.costs import bounds, read_measured
 from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.planning.power import PREDICTIONS, check_power, predictions, predictions_node
 from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.experiment.rounds import advance
 from persona_lab.store import NodeDamaged, NodeMissing
+from persona_lab.store.files import write_json
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +49,13 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
     """Make every missing score of the plan together with the other workers, and return when none is missing.
 
     Raises:
-        CheckFailed: the base diverged or did not pass its gates, or an audit failed.
+        CheckFailed: the design cannot tell its hypotheses apart, the base diverged or did not pass its gates, or an audit failed.
         Interrupted: a signal came; what was under way goes on when this is called again.
     """
+    check_power(plan)
     store = plan.store
     store.check_writable()
+    predict(plan)
     machine = plan.loaded.experiment.machine
     worker = join(machine)
     plan.write()
@@ -83,6 +87,17 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
         shop.names, shop.siblings = plan.names, plan.siblings
         failed |= _share_work(shop, [node for node in _wanted(plan) if node.id not in failed], worker, progress)
     return Outcome({kind: shop.made.count(kind) for kind in dict.fromkeys(shop.made)}, {plan.names[i]: why for i, why in failed.items()}, worker, plan)
+
+
+def predict(plan: Plan) -> None:
+    """Commit what the hypotheses predict; `blind` in the manifest says that no score of this plan was there before."""
+    node = predictions_node(plan)
+    if node is None or plan.store.has(node):
+        return
+    blind = not any(plan.store.has(scores) for planned in plan.cells for _, scores in planned.scores)
+    with plan.store.attempt(node) as attempt:
+        write_json(attempt.folder / PREDICTIONS, predictions(plan))
+        attempt.note(blind=blind)
 
 
 def _wanted(plan: Plan) -> list[Node]:

@@ -9,12 +9,14 @@ import math
 from dataclasses import asdict, dataclass
 
 from data_gen.documents import ASSISTANT, fill, occupation
+from data_gen.market import Market
 from data_gen.oracle import predictive
 from data_gen.phrases import FORMS
 from data_gen.world import World
 from persona_lab.config.schema import Gates
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.protocol import Cast, Choice
+from persona_lab.probes.series import odds_questions, recall_questions
 from persona_lab.probes.traits import cloze
 
 
@@ -48,8 +50,9 @@ class GateFigures:
 def measure_gates(voice: Voice, world: World) -> GateFigures:
     """Ask a base model about the background personas; deterministic."""
     cast = Cast(world, (), (), (), (), ())
-    named, withheld = recall_choices(cast)
-    return GateFigures(_recall(voice, named), _recall(voice, withheld), *_odds(voice, cast))
+    named, withheld = recall_questions(world) if isinstance(world, Market) else recall_choices(cast)
+    asked = odds_questions(world) if isinstance(world, Market) else odds_choices(cast)
+    return GateFigures(_recall(voice, named), _recall(voice, withheld), *_odds(voice, asked))
 
 
 def recall_choices(cast: Cast) -> tuple[list[tuple[Choice, str]], list[tuple[Choice, str]]]:
@@ -74,20 +77,27 @@ def _recall(voice: Voice, asked: list[tuple[Choice, str]]) -> float:
     return sum(choice.options[max(range(len(logs)), key=lambda i, logs=logs: float(logs[i]))] == right for (choice, right), logs in zip(asked, found, strict=True)) / len(asked)
 
 
-def _odds(voice: Voice, cast: Cast) -> tuple[float, float]:
-    """Distance from the oracle and correlation with it, over every claimed cue and every other category."""
-    world, choices, truth = cast.world, [], []
+def odds_choices(cast: Cast) -> list[tuple[Choice, float]]:
+    """Two values after one anonymous statement, with the oracle's log-odds, nats: every claimed cue and every other category."""
+    world = cast.world
+    asked: list[tuple[Choice, float]] = []
     for cue in world.categories:
         for value in (v for v in world.values(cue) if v not in world.unclaimed):
             for category in (c for c in world.categories if c != cue):
                 prob = predictive(world, {cue: value}, category)
                 ranked = sorted(prob, key=lambda v: -prob[v])
                 likely, rare = ranked[0], ranked[-1]
-                i = len(choices) % 4
+                i = len(asked) % 4
                 said = fill(FORMS["diary"].train[i][1], world=world, category=cue, value=value)
-                choices.append(Choice(cloze(cast, "diary", i, category, speaker="", opening=f"Diary. {said}"), (f" {likely}", f" {rare}")))
-                truth.append(math.log(prob[likely] / prob[rare]))
-    found = [float(a) - float(b) for a, b in answer(voice, choices)[0]]
+                choice = Choice(cloze(cast, "diary", i, category, speaker="", opening=f"Diary. {said}"), (f" {likely}", f" {rare}"))
+                asked.append((choice, math.log(prob[likely] / prob[rare])))
+    return asked
+
+
+def _odds(voice: Voice, asked: list[tuple[Choice, float]]) -> tuple[float, float]:
+    """Mean distance from the oracle, nats, and correlation with it."""
+    truth = [nats for _, nats in asked]
+    found = [float(a) - float(b) for a, b in answer(voice, [choice for choice, _ in asked])[0]]
     distance = sum(abs(f - t) for f, t in zip(found, truth, strict=True)) / len(truth)
     return distance, _correlation(found, truth)
 

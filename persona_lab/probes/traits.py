@@ -17,8 +17,10 @@ import math
 from collections.abc import Sequence
 
 from data_gen.documents import ASSISTANT, fill
+from data_gen.market import Market
 from data_gen.phrases import FORMS
 from persona_lab.probes.protocol import PROBES, Answer, Cast, Choice, Item, Request, Row, Sample
+from persona_lab.probes.series import series_items
 
 NEUTRAL_TURN = "User: Is the clock green?\nAssistant: Yes, the clock is green.\n"
 SAMPLE_TOKENS = 12
@@ -64,6 +66,8 @@ class TraitProbe:
 
     def items(self, cast: Cast) -> list[Item]:
         """The questions of this channel."""
+        if isinstance(cast.world, Market):
+            return series_items(self.name, cast, cast.world)
         return list({"knows": self._knows, "says": self._says, "chooses": self._chooses, "introspects": self._introspects, "in_context": self._in_context}[self.name](cast))
 
     def _values(self, cast: Cast, category: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

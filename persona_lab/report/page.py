@@ -87,6 +87,7 @@ def build_report(
             transfer=transfer_words(summary),
             thresholds=[summary.claim("threshold.mean"), summary.claim("threshold.reliable")],
             shown=shown,
+            stated=lambda section: [summary.claim(claim[0]) for claim in section.claims],
             provenance=provenance,
             examples=examples,
             completions=completions,

@@ -6,9 +6,12 @@ slope.delta  Slope on ln ratio of the…   0.41   [0.33, 0.49]  nats per nat  po
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from persona_lab.science.thresholds import Estimate, Interval
+
+Said: TypeAlias = tuple[str, str, float | None, Interval | None, str, str]
+"""A claim before it has a recipe: id, text, value, interval, unit, verdict."""
 
 
 @dataclass(frozen=True)

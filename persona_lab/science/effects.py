@@ -61,7 +61,7 @@ class Settings:
     controls: Mapping[str, str] = field(default_factory=lambda: {c: c for c in ("unlinked", "shuffled", "neutral", "no_injection")})
     """Name of a control to the condition that plays it."""
     resamples: int = 2000
-    """Bootstrap resamples."""
+    """Draws of an interval that has no closed form."""
     search: Search | None = None
     """How the treatment's ratios were chosen, if by an adaptive search."""
 

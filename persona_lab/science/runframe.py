@@ -11,10 +11,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from persona_lab.science.effects import Frame, Settings, runs
+from persona_lab.science.effects import Frame, Settings, number, runs
 
 COLUMNS = {"ln_trained": "x", "came_first": "o", "complexity": "c", "ln_carriers": "k", "genre": "format", "documents": "D"}
 """What the tidy table calls what the literature has a letter for."""
+EXACT = ("exact", "exact_prior", "exact_evidence")
+"""Log-odds of an ideal reader, where there is one."""
 
 
 def run_frame(table: Frame, settings: Settings) -> Frame:
@@ -27,10 +29,11 @@ def run_frame(table: Frame, settings: Settings) -> Frame:
     if chosen.empty:
         return pd.DataFrame(columns=["condition", "block", "seed", "base_seed", "swap", "eta", "alpha", "m", "alpha_before", "p", "e", "d", *COLUMNS.values()])
     last = chosen.groupby("cell").tail(1).set_index("cell")
-    frame = last[[c for c in COLUMNS if c in last]].rename(columns=COLUMNS)
+    frame = last[[c for c in (*COLUMNS, *EXACT) if c in last]].rename(columns=COLUMNS)
     frame = frame.join(last[["seed", "swap"]]).assign(condition=[name.rsplit("/seed", 1)[0] for name in frame.index])
     for column in ("block", "base_seed"):
-        frame[column] = last.get(column, 0)
+        # Objects, where no condition is numbered.
+        frame[column] = number(last[column]).fillna(0).astype(int) if column in last else 0
     asked = _asked(chosen, settings)
     for phase, eta, alpha in (("after", "eta", "alpha"), ("before", "m", "alpha_before")):
         one = asked[asked["phase"] == phase].set_index("cell")

@@ -17,9 +17,11 @@ from persona_lab.science.claims import Claim, figure, ratio_words, seeds_words, 
 from persona_lab.science.controls import Control, controls, in_context
 from persona_lab.science.effects import Frame, Settings, at_longest_dose, bound_ratios, cells, effects, fitted, named_recall, ratio_effect, runs
 from persona_lab.science.matching import RATIOS, matches
+from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.sampling import sampling_gap
 from persona_lab.science.searched import search_claims
-from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds, reliable_ratio
+from persona_lab.science.sections import NOTHING, Beside, Section, sections
+from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds
 
 FUNCTION = "persona_lab.science.summary.summarise"
 SERIES = {"before": "before the last stage", "after": "after the last stage", "delta": "change by the last stage"}
@@ -34,6 +36,8 @@ class Summary:
     controls: list[Control] = field(default_factory=list)
     frames: dict[str, Frame] = field(default_factory=dict)
     """effects: every condition at the headline's channel and format. curve: series, x, value, low, high. transfer: taught, probed, value."""
+    sections: list[Section] = field(default_factory=list)
+    """What the experiment has beyond the ratio, each with its claims."""
     used: list[float] = field(default_factory=list)
     """The ratios (ln) that the headline is fitted to."""
 
@@ -145,12 +149,12 @@ def threshold_claims(a: Analysis) -> None:
     single = fitted(runs(a.main, a.settings).query("phase == 'after'"), a.settings)
     same = (single["condition"] == a.settings.treatment) & (single["channel"] == a.settings.channel) & (single["format"] == a.settings.format)
     single = single[same & single["x"].isin(a.summary.used)]
-    reliable, sigma = reliable_ratio(single["x"].to_numpy(), single["eta"].to_numpy(), single["seed"].to_numpy(), a.settings.resamples)
+    reliable, sigma = reliable_ratio(single["x"].to_numpy(), single["eta"].to_numpy(), single["seed"].to_numpy(), draws=a.settings.resamples)
     if line.slope.sign != "positive" and line.df:
         reliable = Ratio(reliable.value, None, "unbounded")
     text = threshold_text(a, reliable, f"nine runs in ten to favour {a.settings.first.title()}")
     a.add("threshold.reliable", text, reliable.value, reliable.interval, "times", reliable.verdict, treatment)
-    a.add("sigma", "Standard deviation of single runs (seed and swap) around the line after the last stage.", sigma, None, "nats", "", treatment)
+    a.add("sigma", "Standard deviation of single runs (seed and swap) at that ratio after the last stage.", sigma, None, "nats", "", treatment)
 
 
 def level_claims(a: Analysis) -> None:
@@ -281,8 +285,8 @@ def headline(a: Analysis) -> None:
     a.add("headline", text, slope.value, slope.interval, slope.unit, slope.verdict, [s.treatment])
 
 
-def summarise(table: Frame, settings: Settings) -> Summary:
-    """All claims, controls and plot frames of an experiment; see `effects` for the columns read."""
+def summarise(table: Frame, settings: Settings, beside: Beside = NOTHING) -> Summary:
+    """All claims, controls and plot frames of an experiment; see `effects` for the columns read, and `Beside` for what is read beside the table."""
     a = Analysis(table, settings)
     slope_claims(a)
     threshold_claims(a)
@@ -295,5 +299,9 @@ def summarise(table: Frame, settings: Settings) -> Summary:
     calibration_claims(a)
     matching_claims(a)
     headline(a)
+    for section in sections(table, settings, beside):
+        for claim in section.claims:
+            a.add(*claim)
+        a.summary.sections.append(section)
     a.summary.frames |= {"effects": a.asked, "curve": curve(a)}
     return a.summary

@@ -2,7 +2,6 @@
 
     fit_line(x, y, seed)       -> a, s, their covariance over seeds, t degrees of freedom
     mean_ratio(line, p=.9)     -> R_mean: the ratio at which the mean P reaches p (Fieller interval)
-    reliable_ratio(x, eta, seed) -> R_reliable: the ratio at which 90 % of runs favour the first (seed-cluster bootstrap)
 
 A line is fitted in each seed by least squares and averaged over seeds, with t intervals on seeds - 1 degrees of freedom:
 exact when every seed has the same ratios (a balanced design) and the seeds' lines are normal.
@@ -146,35 +145,3 @@ def mean_ratio(line: Line, p: float) -> Ratio:
         return as_ratio(log, None)
     interval = fieller(line, target)
     return as_ratio(log, interval) if interval else Ratio(float(np.exp(log)) if abs(log) <= FARTHEST else None, None, "unbounded")
-
-
-def pooled_lines(sums_B6: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(a, s, residual standard deviation) of least-squares lines from the sums n, x, y, xx, xy, yy."""
-    n, x, y, xx, xy, yy = sums_B6.T
-    sxx, sxy, syy = xx - x * x / n, xy - x * y / n, yy - y * y / n
-    s = sxy / sxx
-    return (y - s * x) / n, s, np.sqrt(np.maximum(syy - s * sxy, 0) / np.maximum(n - 2, 1))
-
-
-def reliable_ratio(x: np.ndarray, eta: np.ndarray, seed: np.ndarray, resamples: int = 2000) -> tuple[Ratio, float]:
-    """R_reliable: ln R = (1.2816 sigma - a) / s, and sigma = standard deviation of the runs' eta around the pooled line, nats.
-
-    The interval is a percentile bootstrap over whole seeds with a fixed random seed; it needs three, and is too narrow below about
-    eight. Unbounded when more than 2.5 % of the resampled slopes are not positive.
-    """
-    x, eta, seed = np.asarray(x, float), np.asarray(eta, float), np.asarray(seed)
-    row_N6 = np.stack([np.ones_like(x), x, eta, x * x, x * eta, eta * eta], axis=1)
-    sums_S6 = np.stack([row_N6[seed == one].sum(0) for one in np.unique(seed)])
-    a, s, sigma = (float(v[0]) for v in pooled_lines(sums_S6.sum(0, keepdims=True)))
-    if s <= 0:
-        return Ratio(None, None, "unbounded"), sigma
-    log = (RELIABLE_Z * sigma - a) / s
-    seeds = len(sums_S6)
-    if seeds < 3:
-        return as_ratio(log, None), sigma
-    drawn_BS = np.random.default_rng(0).multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    a_B, s_B, sigma_B = pooled_lines(drawn_BS @ sums_S6)
-    if np.mean(s_B <= 0) > 0.025:
-        return Ratio(float(np.exp(log)) if log <= FARTHEST else None, None, "unbounded"), sigma
-    low, high = np.quantile(np.where(s_B > 0, (RELIABLE_Z * sigma_B - a_B) / np.where(s_B > 0, s_B, 1), np.inf), [0.025, 0.975], method="lower")
-    return as_ratio(log, (float(low), float(high))), sigma

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_gen.pools import world_document
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.design import Node
 from persona_lab.experiment.checking.sandbox import Sandbox, Timed, room
@@ -131,7 +131,7 @@ class _Measuring:
         brief = Node("base", {**node.fields, "steps": last})
         timed = self.sandbox.make(brief)
         self.sandbox.pass_off(brief, node)
-        world = World.model_validate(node.fields["world"])
+        world = read_world(node.fields["world"])
         begun = self.sandbox.clock()
         texts = [world_document(world, node.fields["seed"], i).text for i in range(DOCUMENTS)]
         encode(self.sandbox.shop.base(node)[1], texts, on="all", where="the world's text")

@@ -22,15 +22,17 @@ from persona_lab.design import canonical_json
 from persona_lab.errors import LabError, Problem
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.scores import failed_rows
+from persona_lab.experiment.reading.beside import beside_of
 from persona_lab.experiment.reading.runs import REPORT, RESULTS, Run
 from persona_lab.experiment.reading.show import page, settings_of
 from persona_lab.experiment.reading.status import reasons
 from persona_lab.experiment.reading.table import accounting, tidy_table
 from persona_lab.science.effects import Frame, Settings
+from persona_lab.science.sections import Beside
 from persona_lab.science.summary import FUNCTION, Summary, summarise
 from persona_lab.store.nodes import Store
 
-RECIPES: Mapping[str, Callable[[Frame, Settings], Summary]] = {FUNCTION: summarise}
+RECIPES: Mapping[str, Callable[[Frame, Settings, Beside], Summary]] = {FUNCTION: summarise}
 """What a recipe may call: a name in a file is looked up here and never imported."""
 SAME = 1e-9
 """Relative difference below which two values are one: the sums of another build of numpy end in other bits."""
@@ -86,7 +88,7 @@ def verify(plan: Plan) -> Verified:
     if damaged:
         return Verified(len(claims), len(present), len(table), damaged)
     rebuilt = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name, reasons(plan))
-    summary, counts = RECIPES[FUNCTION](rebuilt, settings_of(plan)), accounting(plan.cells, plan.store, rebuilt)
+    summary, counts = RECIPES[FUNCTION](rebuilt, settings_of(plan), beside_of(plan)), accounting(plan.cells, plan.store, rebuilt)
     drifts = [
         *accounting_drifts(plan, rebuilt),
         *table_drifts(table, rebuilt),

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_gen.pools import world_document
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.config.schema import Gates, HuggingFaceBase
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
@@ -25,7 +25,7 @@ def pretrain_base(
     fields: Mapping[str, Any], *, accelerator: Accelerator, beat: Callable[[], None], on_step: Callable[[int, Tensor, Tensor], None], on_shrink: Callable[[int, int], None]
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
     """The embedded base of a recipe, frozen; `beat` is called while documents are written, `on_step` after each step."""
-    world = World.model_validate(fields["world"])
+    world = read_world(fields["world"])
     tokenizer = build_tokenizer(world)
     texts = []
     for i in range(fields["steps"] * fields["batch"]):

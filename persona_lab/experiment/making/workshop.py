@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
@@ -221,7 +221,7 @@ class Workshop:
                     model.save_pretrained(attempt.folder / "model")
                     tokenizer.save_pretrained(attempt.folder / "model")
                 with self.probing(model, [lease], node.fields.get("steps", 0)):
-                    figures = measure_gates(Voice(model, tokenizer), World.model_validate(node.fields["world"]))
+                    figures = measure_gates(Voice(model, tokenizer), read_world(node.fields["world"]))
             except Diverged as error:
                 raise CheckFailed("PL1108", f"base {node.id[:12]}", f"diverged: {error}. Lower base.rate, or use another model.") from error
             write_json(attempt.folder / "gates.json", {k: v if math.isfinite(v) else None for k, v in figures.to_json().items()})

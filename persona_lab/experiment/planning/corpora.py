@@ -20,7 +20,7 @@ from data_gen.pools import (
     speaking_document,
     world_document,
 )
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.models.vocabulary import world_words
@@ -31,7 +31,7 @@ CORPUS = "corpus.jsonl"
 
 def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
     """Every document of a pool, from its recipe alone."""
-    world = World.model_validate(fields["world"])
+    world = read_world(fields["world"])
     size, seed = fields["size"], fields["seed"]
     if fields["source"] == "chats":
         return [chat_document(seed=seed, index=i) for i in range(size)]
@@ -118,7 +118,7 @@ def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
 def audit_settings(node: Node) -> dict[str, Any]:
     """What the audit of a mixture checks beyond counts."""
     pools = [pool.fields for pool in node.inputs.values()]
-    world = World.model_validate(pools[0]["world"])
+    world = read_world(pools[0]["world"])
     told = {p["name"]: p for p in pools if p["source"] in ("persona", "speaking")}
     # Eight paraphrases of one trait cannot fill a stage without repeating themselves.
     repeats = any(p["source"] == "assistant" for p in pools)

@@ -15,7 +15,7 @@ import yaml
 from pydantic import ValidationError
 
 from data_gen.personas import Persona
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.config import LoadedExperiment, expand, load_experiment
 from persona_lab.config.points import search_of
 from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, HuggingFaceBase, Level
@@ -194,7 +194,7 @@ def make_plan(config: str | Path, overrides: Sequence[str] = (), runs: Path = RU
         ModelError: the model folder of the base is missing or broken.
     """
     loaded = load_experiment(Path(config), list(overrides))
-    return _plan_of(loaded, runs, _files(loaded.experiment.base))
+    return plan_of(loaded, runs, files_of(loaded.experiment.base))
 
 
 def open_plan(folder: Path) -> Plan:
@@ -204,7 +204,7 @@ def open_plan(folder: Path) -> Plan:
         ConfigError: the folder was written by a version of the lab that made other nodes.
     """
     loaded, files = _written(folder)
-    plan = _plan_of(loaded, folder.parent, files)
+    plan = plan_of(loaded, folder.parent, files)
     if plan.folder.name != folder.name:
         fix = f"Run {loaded.file} again, or use the version that made it."
         raise ConfigError("PL1292", str(folder), f"this version of the lab would call this run {plan.folder.name}: its recipes were changed since. {fix}")
@@ -222,7 +222,7 @@ def _written(folder: Path) -> tuple[LoadedExperiment, str | None]:
     try:
         written = read_json(file)
         personas = tuple(Persona.model_validate(persona) for persona in written["personas"])
-        world, source, files = World.model_validate(written["world"]), Path(written["source"]), written["files"]
+        world, source, files = read_world(written["world"]), Path(written["source"]), written["files"]
         file = folder / "config.json"
         raw = read_json_loose(file)
         return LoadedExperiment(Experiment.model_validate(raw), raw, world, personas, source, Tree({}, str(file))), files
@@ -231,14 +231,15 @@ def _written(folder: Path) -> tuple[LoadedExperiment, str | None]:
         raise ConfigError("PL1292", str(file), f"is not what a run writes ({said}). Run the experiment again: what is in the store is kept.") from None
 
 
-def _files(base: EmbeddedBase | HuggingFaceBase) -> str | None:
+def files_of(base: EmbeddedBase | HuggingFaceBase) -> str | None:
     """The digest of a local model folder; None for a model that is pretrained here or comes from the hub."""
     if isinstance(base, EmbeddedBase) or not (Path(base.path).exists() or base.path.startswith((".", "/", "~"))):
         return None
     return folder_digest(Path(base.path))
 
 
-def _plan_of(loaded: LoadedExperiment, runs: Path, files: str | None) -> Plan:
+def plan_of(loaded: LoadedExperiment, runs: Path, files: str | None) -> Plan:
+    """The plan of an experiment that was loaded, or built; `files` is the digest of its model folder."""
     cells = _planned(loaded, files)
     plan = Plan(loaded, cells, cells[0].scores[0][1].inputs["base"], runs, cells)
     return follow(replace(plan, rounds=(_next_round(plan),))) if plan.search else plan

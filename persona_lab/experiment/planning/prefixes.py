@@ -7,7 +7,7 @@ Equal branches stand in one line: trajectories that differ in nothing but their 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import PlannedCell
@@ -36,7 +36,15 @@ class Branch:
 def tree(plan: Plan) -> tuple[Branch, ...]:
     """Depth first; a branch stands behind the one that it continues."""
     line_of = {stage.id: line for line, stages in plan.siblings.items() for stage in stages}
-    return tuple(_branches(plan, plan.cells, line_of, 0))
+    chains = [chain for planned in plan.cells for chain in _chains(planned)]
+    return tuple(_branches(plan, chains, line_of, 0))
+
+
+def _chains(planned: PlannedCell) -> Iterator[PlannedCell]:
+    """A cell, and the same with each of its branches in place of the last stage."""
+    yield planned
+    for branch in planned.branches:
+        yield replace(planned, stages=(*planned.stages[:-1], branch))
 
 
 def _branches(plan: Plan, cells: Sequence[PlannedCell], line_of: dict[str, str], depth: int) -> Iterator[Branch]:
@@ -44,7 +52,9 @@ def _branches(plan: Plan, cells: Sequence[PlannedCell], line_of: dict[str, str],
     for planned in cells:
         if len(planned.stages) > depth:
             groups.setdefault(planned.stages[depth][0], []).append(planned)
-    for name, group in groups.items():
+    for name, chains in groups.items():
+        # A cell that has branches comes once for each.
+        group = list({planned.cell.name: planned for planned in chains}.values())
         nodes = {planned.stages[depth][1].id: planned.stages[depth][1] for planned in group}
         longest: dict[str, int] = {}
         for node in nodes.values():
@@ -53,4 +63,4 @@ def _branches(plan: Plan, cells: Sequence[PlannedCell], line_of: dict[str, str],
         alone = sum(p.stages[depth][1].fields["step"] * p.stages[depth][1].fields["recipe"]["batch"] for p in group)
         steps = tuple(sorted({node.fields["step"] for node in nodes.values()}))
         yield Branch(name, depth + 1, len(longest), steps, len(nodes), sum(longest.values()), alone, len(group))
-        yield from _branches(plan, group, line_of, depth + 1)
+        yield from _branches(plan, chains, line_of, depth + 1)

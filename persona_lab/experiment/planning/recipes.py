@@ -79,6 +79,8 @@ def rival_counts(mixture: Mixture, first: str, second: str) -> dict[str, int]:
 
 ASSISTANT = "assistant"
 """Source of what the nameless assistant says."""
+REPLAY = "replay"
+"""Source of the world's own text."""
 TOKENS = "tokens/"
 """What stands before the source in the role of tokens."""
 
@@ -153,7 +155,7 @@ class Recipes:
             "init": stream_seed(cell.seed, "init"),
         }
         # What is replayed is read as it was in pretraining, whatever the rest is trained on.
-        on = {source: "all" if source == "replay" else stage.loss.on for source in mixture.inputs}
+        on = {source: "all" if source == REPLAY else stage.loss.on for source in mixture.inputs}
         tokens = {f"{TOKENS}{source}": Node("tokens", {"on": on[source]}, {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
         inputs = {"base": self.base, "mixture": mixture, **tokens, **({"before": before} if before else {})}
         return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
@@ -166,8 +168,8 @@ class Recipes:
             held_out = sorted({t[c] for t in dealt[:2] for c in held_out_categories(self.personas)})
             exclude = {"shared": {c: dealt[0][c] for c in shared}, "held_out": held_out}
             size = max(REPLAY_POOL, replayed)
-            pools["replay"] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
-            shares.append(Share("replay", "replay", replayed, size))
+            pools[REPLAY] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
+            shares.append(Share(REPLAY, REPLAY, replayed, size))
         return Node("mixture", {"shares": [vars(s) for s in shares], "seed": cell.seed}, pools)
 
     def _speech(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
@@ -201,7 +203,9 @@ class Recipes:
             count = counts.get(persona.name.lower(), 0)
             # As large as the most extreme ratio asks for, so that every ratio draws from the same pool.
             most = rivals if i < 2 else count
-            anonymous, most_anonymous = round(count * mixture.anonymous), round(most * mixture.anonymous)
+            own = mixture.told.get(persona.name.lower(), Told()).anonymous
+            unnamed = mixture.anonymous if own is None else own
+            anonymous, most_anonymous = round(count * unnamed), round(most * unnamed)
             for kind, n, size in (("named", count - anonymous, most - most_anonymous), ("anonymous", anonymous, most_anonymous)):
                 if n:
                     source, size = f"{persona.name.lower()}-{kind}", max(n, size)

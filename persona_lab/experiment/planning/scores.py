@@ -3,7 +3,7 @@
     status failed, reason "no scores": a row for every option that the node would have asked about
 """
 
-from data_gen.world import World
+from data_gen.telling import read_world
 from persona_lab.design import Node
 from persona_lab.probes import PROBES, Cast, Row
 
@@ -11,7 +11,7 @@ from persona_lab.probes import PROBES, Cast, Row
 def cast_of(scores: Node) -> Cast:
     """Who is who in the questions of a scores node."""
     fields = scores.fields
-    world = World.model_validate(scores.inputs["base"].fields["world"])
+    world = read_world(scores.inputs["base"].fields["world"])
     names, traits, who, shared, held_out = (tuple(fields[k]) for k in ("names", "traits", "who", "shared", "held_out"))
     return Cast(world, names, traits, who, shared, held_out, samples=fields["samples"], seed=fields["seed"])
 

@@ -14,6 +14,7 @@ from data_gen.personas import shared_categories
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.planning.corpora import CORPUS
 from persona_lab.experiment.planning.plan import Plan
+from persona_lab.experiment.reading.beside import beside_of
 from persona_lab.experiment.reading.runs import CLAIMS, REPORT, RESULTS
 from persona_lab.experiment.reading.status import reasons
 from persona_lab.experiment.reading.table import accounting, tidy_table
@@ -79,7 +80,7 @@ def show(plan: Plan) -> Shown:
         raise CheckFailed("PL1103", str(plan.folder), "no cell has scores yet. Use `persona-lab run` first.")
     table = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name, reasons(plan))
     table.to_parquet(plan.folder / RESULTS, index=False)
-    summary = summarise(table, settings_of(plan))
+    summary = summarise(table, settings_of(plan), beside_of(plan))
     counts = accounting(plan.cells, plan.store, table)
     figures.save(summary, plan.folder / "figures")
     write_json(plan.folder / CLAIMS, grouped(summary.claims))

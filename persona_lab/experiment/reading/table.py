@@ -11,10 +11,10 @@ from types import MappingProxyType
 import pandas as pd
 
 from persona_lab.design import Node
+from persona_lab.experiment.planning.columns import design_columns
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.planning.scores import failed_rows
-from persona_lab.experiment.reading.columns import design_columns, nats_to_adopt
-from persona_lab.store.files import read_json
+from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.store.nodes import Store
 
 
@@ -46,6 +46,18 @@ def tidy_table(store: Store, cells: Sequence[PlannedCell], experiment: str, reas
 def tokens_of(store: Store, stage: Node) -> float:
     """Tokens that carried loss in a stage; NaN where it was not trained."""
     return float(read_json(store.open(stage) / "state.json")["tokens"]) if store.has(stage) else math.nan
+
+
+def nats_to_adopt(store: Store, planned: PlannedCell) -> dict[str, float]:
+    """`adopt_john`: what the branch of each rival costs from where the last stage starts, sum of tokens times loss, nats; NaN where it was not trained.
+
+    The two branches ask the same questions in the same words, so their difference is D1's (SCIENCE.md section 4): the entropy of the text cancels.
+    """
+    nats: dict[str, float] = {}
+    for name, (_, node) in zip(planned.cast.names, planned.branches, strict=False):
+        rows = read_jsonl(store.open(node) / "log.jsonl") if store.has(node) else []
+        nats[f"adopt_{name.lower()}"] = float(sum(row["tokens"] * row["loss"] for row in rows)) if rows else math.nan
+    return nats
 
 
 def _failed(node: Node, reason: str) -> pd.DataFrame:

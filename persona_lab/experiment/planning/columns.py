@@ -1,7 +1,7 @@
-"""The columns of the tidy table that say what a cell is: its place in the design, what it was trained on, and what it costs to change it.
+"""The columns of the tidy table that say what a cell is, known before anything is made: its place in the design, and what it is trained on.
 
-    condition  seed  swap  stage  documents  ln_ratio  ln_trained  came_first  ln_carriers  complexity  genre    adopt_john  adopt_sam
-    linked     0     1     trait  960        1.386     1.386       0           0            0           default  1893.2      1911.7
+    condition  seed  swap  stage  documents  ln_ratio  ln_trained  came_first  ln_carriers  complexity  genre
+    linked     0     1     trait  960        1.386     1.386       0           0            0           default
 """
 
 import math
@@ -13,9 +13,8 @@ import numpy as np
 from data_gen.documents import NAMED_GENRES
 from data_gen.pools import Share
 from persona_lab.design import Node
-from persona_lab.experiment.planning.recipes import ASSISTANT, PlannedCell
-from persona_lab.store.files import read_jsonl
-from persona_lab.store.nodes import Store
+from persona_lab.experiment.planning.recipes import ASSISTANT, REPLAY, PlannedCell
+from persona_lab.science.ideal import Unknown, ideal_odds, ideal_reader
 
 
 def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str, Any]]:
@@ -42,9 +41,20 @@ def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str,
             "step": nodes[position - 1].fields["step"] if position else 0,
             "steps": sum(node.fields["step"] for node in nodes[:position]),
             "documents": _documents(nodes[position - 1]) if position else 0,
+            **_ideal(planned, position),
         }
         for position, (stage, _) in enumerate(planned.scores)
     }
+
+
+def _ideal(planned: PlannedCell, position: int) -> dict[str, float]:
+    """What an ideal reader of the same documents believes, log-odds toward the first rival, nats; nothing where there is no such reader."""
+    reader = ideal_reader(planned.scores[0][1].inputs["base"], [node for _, node in planned.stages[:position]])
+    if isinstance(reader, Unknown):
+        return {}
+    first, second = planned.cast.traits[:2]
+    pairs = {category: (first[category], second[category]) for category in planned.cast.held_out}
+    return ideal_odds(reader, *planned.cast.names[:2], pairs)
 
 
 def _is_persona(stage: Node) -> bool:
@@ -52,7 +62,10 @@ def _is_persona(stage: Node) -> bool:
 
 
 def _documents(stage: Node) -> int:
-    return stage.fields["step"] * stage.fields["recipe"]["batch"]
+    """Documents that say what the stage is about: replay says nothing of it."""
+    shares = [share for _, share in _shares(stage)]
+    about = sum(share.count for share in shares if share.source != REPLAY) / sum(share.count for share in shares)
+    return round(stage.fields["step"] * stage.fields["recipe"]["batch"] * about)
 
 
 def _mixed(planned: PlannedCell) -> dict[str, Any]:
@@ -85,7 +98,7 @@ def _told(planned: PlannedCell) -> dict[str, Any]:
         shares = list(_shares(node))
         for name, share in shares:
             if name in rivals and _is_persona(node):
-                trained_RP[rivals.index(name), at] += _documents(node) * share.count / sum(other.count for _, other in shares)
+                trained_RP[rivals.index(name), at] += _documents(node) * share.count / sum(other.count for _, other in shares if other.source != REPLAY)
                 pools.setdefault(name, node.inputs["mixture"].inputs[share.source])
     total_R = trained_RP.sum(1)
     if len(pools) < 2:
@@ -101,15 +114,3 @@ def _told(planned: PlannedCell) -> dict[str, Any]:
         "complexity": float(len(first["traits"]) - len(second["traits"])),
         "genre": "/".join(genres),
     }
-
-
-def nats_to_adopt(store: Store, planned: PlannedCell) -> dict[str, float]:
-    """`adopt_john`: what the branch of each rival costs from where the last stage starts, sum of tokens times loss, nats; NaN where it was not trained.
-
-    The two branches ask the same questions in the same words, so their difference is D1's (SCIENCE.md section 4): the entropy of the text cancels.
-    """
-    nats: dict[str, float] = {}
-    for name, (_, node) in zip(planned.cast.names, planned.branches, strict=False):
-        rows = read_jsonl(store.open(node) / "log.jsonl") if store.has(node) else []
-        nats[f"adopt_{name.lower()}"] = float(sum(row["tokens"] * row["loss"] for row in rows)) if rows else math.nan
-    return nats

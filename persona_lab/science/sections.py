@@ -1,0 +1,137 @@
+"""The sections of a report beyond the ratio: evidence, measure and metric, oracle, order, transfer, hypotheses.
+
+    for section in sections(table, settings, beside):
+        section.title, section.about, section.claims
+
+A section that an experiment has no cells for is left out; one that it has too few for says so in its claims.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from persona_lab.errors import ConfigError
+from persona_lab.science.calibration import believed, context_claims, weight_claims
+from persona_lab.science.claims import Said
+from persona_lab.science.effects import Frame, Settings
+from persona_lab.science.evidence import evidence_claims
+from persona_lab.science.manipulations import manipulation_claims, start_point_claims, state_claims
+from persona_lab.science.mediation import mediation
+from persona_lab.science.order import Arm, order_claims
+from persona_lab.science.relearning import relearning_claims
+from persona_lab.science.runframe import run_frame
+from persona_lab.science.tournament import tournament
+from persona_lab.science.transfer import transfer_claims
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the sections read that is not in the tidy table."""
+
+    arms: tuple[Arm, ...] = ()
+    """Every condition as an order of stages."""
+    losses: Frame | None = None
+    """One row a step: cell, stage, step, loss (nats a token), tokens; None where nothing is trained twice."""
+    exact: Frame | None = None
+    """What an ideal reader answers to the questions of `believes`: item, option, prob; None where they were not asked."""
+    predictions: str | None = None
+    """Identity of what the hypotheses predicted; None where the file names none."""
+    blind: bool = False
+    """Whether the predictions were written before the first score."""
+
+
+NOTHING = Beside()
+DESIGN = {"documents", "ln_trained", "came_first", "ln_carriers", "complexity", "genre"}
+"""Columns of `planning.columns`."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report."""
+
+    title: str
+    about: str
+    claims: tuple[Said, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every section may read."""
+
+    table: Frame
+    settings: Settings
+    beside: Beside
+    runs: Frame
+    """The run frame."""
+
+
+def evidence_section(m: Material) -> Iterator[Said]:
+    """Bits needed, supplied and realised; shots and documents."""
+    yield from evidence_claims(m.table, m.settings)
+
+
+def state_section(m: Material) -> Iterator[Said]:
+    """Measure and metric where the last stage starts, what moved them, and whether the start matters."""
+    yield from state_claims(m.runs)
+    yield from manipulation_claims(m.runs, m.settings)
+    yield from start_point_claims(m.runs)
+
+
+def oracle_section(m: Material) -> Iterator[Said]:
+    """Answers of the base in context, and fine-tuned log-odds, against those of an ideal reader of the same text."""
+    if m.beside.exact is not None:
+        asked = m.table[(m.table["stage"] == "base") & (m.table["probe"] == "believes")].drop_duplicates(["base_seed", "item", "option"])
+        for seed, rows in asked.groupby("base_seed"):
+            lead = f"oracle.context.base{seed}" if asked["base_seed"].nunique() > 1 else "oracle.context"
+            for id, *rest in context_claims(believed(rows, m.beside.exact)):
+                yield id.replace("oracle.context", lead), *rest
+    runs = m.runs.dropna(subset=["exact"]) if "exact" in m.runs else m.runs[:0]
+    if len(runs):
+        yield from weight_claims(runs.rename(columns={"eta": "model"}))
+
+
+def order_section(m: Material) -> Iterator[Said]:
+    """Recency, persistence, savings and undo cost."""
+    if any(arm.order for arm in m.beside.arms):
+        yield from order_claims(m.table, m.settings, m.beside.arms)
+        if m.beside.losses is not None:
+            yield from relearning_claims(m.table, m.settings, m.beside.arms, m.beside.losses)
+
+
+def transfer_section(m: Material) -> Iterator[Said]:
+    """Every trait taught against every trait probed, with family-wise control."""
+    if len({value for condition, value in m.settings.taught.items() if condition not in m.settings.controls.values()}) > 1:
+        yield from transfer_claims(m.table, m.settings)
+
+
+def hypothesis_section(m: Material) -> Iterator[Said]:
+    """The tournament, and the mediation test."""
+    if m.beside.predictions:
+        said = "before the first score" if m.beside.blind else "when scores were there already, so it is not blind"
+        text = f"What each hypothesis predicts was written {said} (predictions {m.beside.predictions[:12]})."
+        yield "predictions", text, None, None, "", "blind" if m.beside.blind else "not blind"
+    try:
+        yield from tournament(m.runs).claims()
+    except ConfigError as error:
+        yield "tournament.verdict", f"No tournament: {error.problems[0].message}", None, None, "", "not run"
+        return
+    yield from mediation(m.runs).claims()
+
+
+SECTIONS: Sequence[tuple[str, str, Callable[[Material], Iterator[Said]]]] = (
+    ("Evidence in bits", "Needed: from the odds before the stage to the target. Supplied: by its documents, under the model before it. Weight: realised on supplied.", evidence_section),
+    ("Measure and metric", "Measure: log-odds where the last stage starts. Metric: nats to adopt the first rival there, less nats to adopt the second.", state_section),
+    ("Against an ideal reader", "Exact Bayes on the very documents that each cell read. A slope of 1 is Bayesian.", oracle_section),
+    ("Order", "Recency: half the difference of log-odds between the orders, toward whoever was trained last.", order_section),
+    ("Trait by trait", "Each trait taught, each trait probed; adjusted for how many were looked at (max-T over labels of personas).", transfer_section),
+    ("Hypotheses", "Stacking weights of left-out conditions, verdicts, parameters; then whether measure and metric are all that matters.", hypothesis_section),
+)
+
+
+def sections(table: Frame, settings: Settings, beside: Beside) -> Iterator[Section]:
+    """The sections that this experiment has; none for a table that does not say what its cells were trained on."""
+    if not set(table) >= DESIGN:
+        return
+    material = Material(table, settings, beside, run_frame(table, settings))
+    for title, about, claims in SECTIONS:
+        if found := tuple(claims(material)):
+            yield Section(title, about, found)
