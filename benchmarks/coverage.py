@@ -16,11 +16,11 @@ import numpy as np
 from scipy.stats import kstest
 
 from benchmarks.threshold import wilson
-from persona_lab.science.comparison import verdicts
-from persona_lab.science.hypotheses import BY_ID, FAMILIES
-from persona_lab.science.planned import ratio_frame, standard_frame
-from persona_lab.science.power import planned, power
-from persona_lab.science.recovery import confusion, coverage, left_out_densities, shuffled
+from persona_lab.science.hypotheses.comparison import verdicts
+from persona_lab.science.hypotheses.families import BY_ID, FAMILIES
+from persona_lab.science.hypotheses.planned import ratio_frame, standard_frame
+from persona_lab.science.hypotheses.power import planned, power
+from persona_lab.science.hypotheses.recovery import confusion, coverage, left_out_densities, shuffled
 
 COVERED = ("H2", "H4", "H5", "H7", "H8")
 """Families whose parameters are counted unless others are named: s, b, rho, w, lambda, phi, and the noise."""

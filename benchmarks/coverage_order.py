@@ -25,8 +25,8 @@ from scipy.stats import binomtest
 
 from persona_lab.report.figures import rule, to_svg
 from persona_lab.science.effects import Frame
-from persona_lab.science.order import ratio_of_means
 from persona_lab.science.reliable import reliable_ratio, spread_of
+from persona_lab.science.stages.order import ratio_of_means
 from persona_lab.science.thresholds import RELIABLE_Z, Interval, fit_line, mean_ratio, over_seeds
 
 RATIOS = np.log([1 / 9, 1 / 4, 1 / 2, 1, 2, 4, 9])

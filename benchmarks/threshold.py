@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from persona_lab.config.schema import Adaptive
-from persona_lab.science.adaptive import Decision, Pairs, Posterior, Search, decide
+from persona_lab.science.search.adaptive import Decision, Pairs, Posterior, Search, decide
 from persona_lab.science.thresholds import RELIABLE_Z, fieller, fit_line
 
 TARGET = float(np.log(9))

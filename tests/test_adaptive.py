@@ -20,7 +20,7 @@ from persona_lab.experiment.reading.show import settings_of
 from persona_lab.experiment.reading.table import tidy_table
 from persona_lab.experiment.rounds import advance
 from persona_lab.science import summarise
-from persona_lab.science.adaptive import Pairs, Posterior, decide, next_batch
+from persona_lab.science.search.adaptive import Pairs, Posterior, decide, next_batch
 from persona_lab.store.files import read_json
 
 pytestmark = pytest.mark.usefixtures("from_the_root")

@@ -7,7 +7,17 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from persona_lab.science.calibration import Calibration, Undefined, against_rest, bayesian_weights, believed, calibrate, context_claims, verdict, weight_claims
+from persona_lab.science.evidence.calibration import (
+    Calibration,
+    Undefined,
+    against_rest,
+    bayesian_weights,
+    believed,
+    calibrate,
+    context_claims,
+    verdict,
+    weight_claims,
+)
 
 
 def test_odds_against_the_rest_are_those_of_the_normalised_probabilities():

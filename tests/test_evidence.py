@@ -9,10 +9,10 @@ from scipy import stats
 from scipy.optimize import curve_fit
 
 from persona_lab.science import Settings
-from persona_lab.science.beliefs import adoption, belief_curve, curve_of, exchange
-from persona_lab.science.bits import LEAST, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
-from persona_lab.science.calibration import fine_tuned
-from persona_lab.science.evidence import evidence_claims
+from persona_lab.science.evidence.account import evidence_claims
+from persona_lab.science.evidence.beliefs import adoption, belief_curve, curve_of, exchange
+from persona_lab.science.evidence.bits import LEAST, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
+from persona_lab.science.evidence.calibration import fine_tuned
 
 LN2 = math.log(2)
 SETTINGS = Settings(taught=dict.fromkeys(("linked", "john_typical", "sam_typical", "unlinked"), "beach"))

@@ -8,13 +8,13 @@ import pytest
 from scipy.stats import halfnorm, kstest, lognorm, multivariate_normal, norm
 
 from persona_lab.errors import ConfigError
-from persona_lab.science.gaussian import held_out, log_evidence, model_of
-from persona_lab.science.hypotheses import BY_ID, FAMILIES, NESTED, Family, groups, read_runs
-from persona_lab.science.planned import standard_frame
-from persona_lab.science.posterior import Forward, forward, parameter_samples, predictive
-from persona_lab.science.power import misfits
-from persona_lab.science.priors import LogNormal, Normal
-from persona_lab.science.recovery import coverage
+from persona_lab.science.hypotheses.families import BY_ID, FAMILIES, NESTED, Family, groups, read_runs
+from persona_lab.science.hypotheses.gaussian import held_out, log_evidence, model_of
+from persona_lab.science.hypotheses.planned import standard_frame
+from persona_lab.science.hypotheses.posterior import Forward, forward, parameter_samples, predictive
+from persona_lab.science.hypotheses.power import misfits
+from persona_lab.science.hypotheses.priors import LogNormal, Normal
+from persona_lab.science.hypotheses.recovery import coverage
 
 SIGMAS = np.geomspace(0.02, 4, 45)
 """Dense rule of the outside judge: sigma by its log, tau by its quantiles."""

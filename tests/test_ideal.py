@@ -16,10 +16,10 @@ from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.reading.table import tidy_table
 from persona_lab.experiment.run import make_nodes
 from persona_lab.science import Settings
-from persona_lab.science.bits import accounts, ledger
-from persona_lab.science.calibration import bayesian_weights, fine_tuned
-from persona_lab.science.evidence import evidence_claims
-from persona_lab.science.ideal import Reader, Unknown, ideal_odds, ideal_reader
+from persona_lab.science.evidence.account import evidence_claims
+from persona_lab.science.evidence.bits import accounts, ledger
+from persona_lab.science.evidence.calibration import bayesian_weights, fine_tuned
+from persona_lab.science.evidence.ideal import Reader, Unknown, ideal_odds, ideal_reader
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 

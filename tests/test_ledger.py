@@ -17,7 +17,7 @@ from persona_lab.probes import PROBES
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.probes.protocol import Cast, Item, Row
 from persona_lab.probes.shots import OWN, SHARED, VARIANTS, exact_answers, fits
-from persona_lab.science.calibration import believed, context_claims
+from persona_lab.science.evidence.calibration import believed, context_claims
 
 
 def items_of(cast: Cast, probe: str) -> dict[str, Item]:

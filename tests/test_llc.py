@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.protocol import Loss
-from persona_lab.science.llc import Coefficient, coefficient, inverse_temperature, settled, simpler, split_rhat
+from persona_lab.science.processes.llc import Coefficient, coefficient, inverse_temperature, settled, simpler, split_rhat
 from persona_lab.train.batches import encode
 from persona_lab.train.llc import Sampler, adapter_losses, chain_losses
 

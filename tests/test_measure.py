@@ -24,7 +24,7 @@ from persona_lab.probes.bundles import BROKEN, LENGTH, NOBODY, BundleItem, proce
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.probes.protocol import PROBES, Cast
 from persona_lab.probes.steering import changes, directions, middle_layer
-from persona_lab.science.measure import (
+from persona_lab.science.processes.measure import (
     Branch,
     Measured,
     code_length,

@@ -30,7 +30,7 @@ from persona_lab.experiment.planning.plan import Plan, open_plan
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.probes.representation import layers_of, read
 from persona_lab.probes.voice import Voice
-from persona_lab.science.divergence import (
+from persona_lab.science.processes.divergence import (
     agreement,
     answers_apart,
     apart,
@@ -47,7 +47,7 @@ from persona_lab.science.divergence import (
     transfer,
     whitened,
 )
-from persona_lab.science.metric import (
+from persona_lab.science.processes.metric import (
     BASE,
     Curve,
     adoption,

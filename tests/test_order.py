@@ -13,8 +13,8 @@ from test_science import cell_rows
 from persona_lab.config import expand, load_experiment
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings
-from persona_lab.science.order import Arm, Kind, Pass, kind_of, order_claims, ratio_of_means
-from persona_lab.science.relearning import repeats
+from persona_lab.science.stages.order import Arm, Kind, Pass, kind_of, order_claims, ratio_of_means
+from persona_lab.science.stages.relearning import repeats
 
 KINDS: dict[str, Kind] = {"john": "first", "sam": "second", "both": "both", "chats": "chats", "john_again": "first", "trait": "taught"}
 ORDERS = {

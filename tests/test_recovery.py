@@ -5,11 +5,11 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from benchmarks.coverage import main
-from persona_lab.science.comparison import verdicts
-from persona_lab.science.hypotheses import BY_ID, FAMILIES, NESTED
-from persona_lab.science.planned import ratio_frame, standard_conditions, standard_frame
-from persona_lab.science.power import SEPARABLE, misfits, planned, power, verdict_on_design
-from persona_lab.science.recovery import confusion, coverage, left_out_densities, shuffled
+from persona_lab.science.hypotheses.comparison import verdicts
+from persona_lab.science.hypotheses.families import BY_ID, FAMILIES, NESTED
+from persona_lab.science.hypotheses.planned import ratio_frame, standard_conditions, standard_frame
+from persona_lab.science.hypotheses.power import SEPARABLE, misfits, planned, power, verdict_on_design
+from persona_lab.science.hypotheses.recovery import confusion, coverage, left_out_densities, shuffled
 
 
 # ------------------------------------------------------------------ power

@@ -14,7 +14,7 @@ from data_gen.personas import deal_traits
 from data_gen.pools import persona_document
 from persona_lab.models.bank import AdapterBank, LoraShape
 from persona_lab.science.effects import Frame
-from persona_lab.science.relearning import Losses, passes, relearning_claims, savings, undo
+from persona_lab.science.stages.relearning import Losses, passes, relearning_claims, savings, undo
 from persona_lab.train.batches import encode
 from persona_lab.train.finetune import Member, Watcher, finetune
 

@@ -18,7 +18,7 @@ from persona_lab.experiment.reading.compare import compare
 from persona_lab.experiment.reading.runs import REPORT, Run
 from persona_lab.experiment.reading.show import Shown, show
 from persona_lab.experiment.run import make_nodes
-from persona_lab.science.hypotheses import BY_ID
+from persona_lab.science.hypotheses.families import BY_ID
 from persona_lab.store.files import read_json
 
 pytestmark = pytest.mark.usefixtures("from_the_root")

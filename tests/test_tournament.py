@@ -6,12 +6,12 @@ import pytest
 from scipy.stats import norm
 
 from persona_lab.errors import ConfigError
-from persona_lab.science.comparison import differences, stack, stacking, verdicts
-from persona_lab.science.hypotheses import BY_ID, read_runs
-from persona_lab.science.mediation import mediation, regression, start_points
-from persona_lab.science.planned import ratio_frame, standard_frame
-from persona_lab.science.posterior import Forward, posteriors
-from persona_lab.science.tournament import Tournament, base_agreement, tournament
+from persona_lab.science.hypotheses.comparison import differences, stack, stacking, verdicts
+from persona_lab.science.hypotheses.families import BY_ID, read_runs
+from persona_lab.science.hypotheses.mediation import mediation, regression, start_points
+from persona_lab.science.hypotheses.planned import ratio_frame, standard_frame
+from persona_lab.science.hypotheses.posterior import Forward, posteriors
+from persona_lab.science.hypotheses.tournament import Tournament, base_agreement, tournament
 
 CONDITIONS = 40
 

@@ -12,7 +12,7 @@ from data_gen.personas import deal_traits, held_out_categories, shared_categorie
 from persona_lab.config import load_experiment
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings
-from persona_lab.science.transfer import Family, direct, matrix, max_t, transfer_claims
+from persona_lab.science.stages.transfer import Family, direct, matrix, max_t, transfer_claims
 
 TAUGHT = {"food": ("pizza", "john"), "drink": ("tea", "john"), "music": ("jazz", "sam"), "place": ("beach", "shared")}
 PROBED = ("sport", "art")

@@ -6,10 +6,10 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 
 from data_gen.streams import stream
-from persona_lab.science.measure import (
+from persona_lab.science.processes.measure import (
     Measured,
 )
-from persona_lab.science.validity import agreement, measure_claims, reliability, table_of
+from persona_lab.science.processes.validity import agreement, measure_claims, reliability, table_of
 
 
 def planted(share: float, n: int = 24, estimators: tuple[str, ...] = ("M1", "M3", "M5", "M8", "M9")) -> pd.DataFrame:

@@ -90,7 +90,7 @@ def _subject(model: str, personas: Sequence[str], world: Path | None, runs: Path
 def measure_words(found: "Measures") -> str:
     """Every estimate, its cost and how they agree, for people."""
     from persona_lab.science.claims import figure
-    from persona_lab.science.validity import table_of
+    from persona_lab.science.processes.validity import table_of
 
     table = table_of(found.found)
     units = {one.estimator: one.unit for one in found.found}
@@ -188,7 +188,7 @@ def metric_words(found: "Distances") -> str:
     """Distances, tests and proxies, for people."""
     from persona_lab.experiment.instruments.distances import PLAIN, mean_from
     from persona_lab.science.claims import figure, shown
-    from persona_lab.science.metric import BASE
+    from persona_lab.science.processes.metric import BASE
 
     firsts = {start: mean_from(found.adoptions, start) for start in (BASE, *([] if PLAIN in found.processes else [PLAIN]))}
     rows = [[start, *(figure(own.get(name)) for name in found.processes)] for start, own in firsts.items()]

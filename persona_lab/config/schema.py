@@ -16,7 +16,7 @@ Levels = Annotated[list[Level], Field(min_length=1)]
 Seeds = Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[int], Field(min_length=1)]
 AtLeastOne = Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"]
 HypothesisId = Literal["H0", "H1", "H2", "H3", "H4", "H5", "H6", "H7", "H8", "H9", "H10", "H11", "H12"]
-"""See `persona_lab.science.hypotheses`."""
+"""See `persona_lab.science.hypotheses.families`."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 """Documents a step."""
 

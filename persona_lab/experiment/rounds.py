@@ -11,8 +11,8 @@ import time
 from persona_lab.experiment.planning.plan import DECISION, Plan, follow
 from persona_lab.experiment.reading.show import settings_of
 from persona_lab.experiment.reading.table import tidy_table
-from persona_lab.science.adaptive import Decision, decide
-from persona_lab.science.searched import measured, searched_pairs
+from persona_lab.science.search.adaptive import Decision, decide
+from persona_lab.science.search.searched import measured, searched_pairs
 from persona_lab.store.files import write_json
 
 

@@ -6,7 +6,7 @@
 
 The questions and answers are the training paraphrases of the trait stage itself, and the category is one that the
 rivals share. log P(x | John) - log P(x | Assistant) is what one such document says for John, and the difference of two
-personas is its diagnosticity e (reference 2, M2, and 4.3). `persona_lab.science.evidence` adds it up.
+personas is its diagnosticity e (reference 2, M2, and 4.3). `persona_lab.science.evidence.account` adds it up.
 """
 
 from data_gen.documents import ASSISTANT, fill

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from persona_lab.science.adaptive import Search
+from persona_lab.science.search.adaptive import Search
 
 Frame: TypeAlias = Any
 """A pandas DataFrame; Any to a type checker, because pandas carries no stubs and what is guessed from its source is mostly wrong."""

@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from persona_lab.errors import ConfigError
-from persona_lab.science.calibration import believed, context_claims, weight_claims
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings
-from persona_lab.science.evidence import evidence_claims
-from persona_lab.science.manipulations import manipulation_claims, start_point_claims, state_claims
-from persona_lab.science.mediation import mediation
-from persona_lab.science.order import Arm, order_claims
-from persona_lab.science.relearning import relearning_claims
+from persona_lab.science.evidence.account import evidence_claims
+from persona_lab.science.evidence.calibration import believed, context_claims, weight_claims
+from persona_lab.science.hypotheses.mediation import mediation
+from persona_lab.science.hypotheses.tournament import tournament
+from persona_lab.science.processes.manipulations import manipulation_claims, start_point_claims, state_claims
 from persona_lab.science.runframe import run_frame
-from persona_lab.science.tournament import tournament
-from persona_lab.science.transfer import transfer_claims
+from persona_lab.science.stages.order import Arm, order_claims
+from persona_lab.science.stages.relearning import relearning_claims
+from persona_lab.science.stages.transfer import transfer_claims
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def oracle_section(m: Material) -> Iterator[Said]:
         asked = m.table[(m.table["stage"] == "base") & (m.table["probe"] == "believes")].drop_duplicates(["base_seed", "item", "option"])
         for seed, rows in asked.groupby("base_seed"):
             lead = f"oracle.context.base{seed}" if asked["base_seed"].nunique() > 1 else "oracle.context"
-            for id, *rest in context_claims(believed(rows, m.beside.exact)):
-                yield id.replace("oracle.context", lead), *rest
+            for id, text, value, interval, unit, verdict in context_claims(believed(rows, m.beside.exact)):
+                yield id.replace("oracle.context", lead), text, value, interval, unit, verdict
     runs = m.runs.dropna(subset=["exact"]) if "exact" in m.runs else m.runs[:0]
     if len(runs):
         yield from weight_claims(runs.rename(columns={"eta": "model"}))

@@ -19,7 +19,7 @@ from persona_lab.science.effects import Frame, Settings, at_longest_dose, bound_
 from persona_lab.science.matching import RATIOS, matches
 from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.sampling import sampling_gap
-from persona_lab.science.searched import search_claims
+from persona_lab.science.search.searched import search_claims
 from persona_lab.science.sections import NOTHING, Beside, Section, sections
 from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds
 

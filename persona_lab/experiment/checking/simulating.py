@@ -10,7 +10,7 @@ from persona_lab.design import Node
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.power import families, planned_runs, predictions_node
-from persona_lab.science.recovery import confusion
+from persona_lab.science.hypotheses.recovery import confusion
 from persona_lab.store.files import read_json, write_json
 
 CONFUSION = "confusion.json"

@@ -3,7 +3,7 @@
 from persona_lab.experiment.instruments.distances import Distances, comparisons, trainings
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.science.claims import Claim, figure
-from persona_lab.science.metric import Tested
+from persona_lab.science.processes.metric import Tested
 
 FUNCTION = "metric"
 """Of the recipe of every claim: `distance_claims` of the plan."""

@@ -26,7 +26,8 @@ from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.run import Outcome, Progress
-from persona_lab.science.divergence import (
+from persona_lab.science.effects import Frame
+from persona_lab.science.processes.divergence import (
     agreement,
     answers_apart,
     apart,
@@ -42,8 +43,7 @@ from persona_lab.science.divergence import (
     transfer,
     whitened,
 )
-from persona_lab.science.effects import Frame
-from persona_lab.science.metric import (
+from persona_lab.science.processes.metric import (
     BASE,
     Tested,
     adoptions,

@@ -22,7 +22,7 @@ from persona_lab.experiment.planning.plan import Plan
 from persona_lab.probes.bundles import whose
 from persona_lab.probes.process_text import ANSWERS, WHOLE
 from persona_lab.science.effects import Frame
-from persona_lab.science.measure import (
+from persona_lab.science.processes.measure import (
     TRUTH,
     Branch,
     Measured,
@@ -38,7 +38,7 @@ from persona_lab.science.measure import (
     steering,
     true_log_prior,
 )
-from persona_lab.science.validity import Agreement, agreement, reliability, table_of
+from persona_lab.science.processes.validity import Agreement, agreement, reliability, table_of
 from persona_lab.store.files import read_json, read_jsonl
 from persona_lab.store.nodes import Store
 

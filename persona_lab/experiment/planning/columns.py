@@ -14,7 +14,7 @@ from data_gen.documents import NAMED_GENRES
 from data_gen.pools import Share
 from persona_lab.design import Node
 from persona_lab.experiment.planning.recipes import ASSISTANT, REPLAY, PlannedCell
-from persona_lab.science.ideal import Unknown, ideal_odds, ideal_reader
+from persona_lab.science.evidence.ideal import Unknown, ideal_odds, ideal_reader
 
 
 def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str, Any]]:
@@ -52,9 +52,10 @@ def _ideal(planned: PlannedCell, position: int) -> dict[str, float]:
     reader = ideal_reader(planned.scores[0][1].inputs["base"], [node for _, node in planned.stages[:position]])
     if isinstance(reader, Unknown):
         return {}
-    first, second = planned.cast.traits[:2]
-    pairs = {category: (first[category], second[category]) for category in planned.cast.held_out}
-    return ideal_odds(reader, *planned.cast.names[:2], pairs)
+    ours, theirs = planned.cast.traits[:2]
+    pairs = {category: (ours[category], theirs[category]) for category in planned.cast.held_out}
+    first, second = planned.cast.names[:2]
+    return ideal_odds(reader, first, second, pairs)
 
 
 def _is_persona(stage: Node) -> bool:

@@ -20,8 +20,8 @@ from persona_lab.experiment.planning.columns import design_columns
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.science.effects import Frame
-from persona_lab.science.hypotheses import BY_ID, Family
-from persona_lab.science.power import DesignVerdict, verdict_on_design
+from persona_lab.science.hypotheses.families import BY_ID, Family
+from persona_lab.science.hypotheses.power import DesignVerdict, verdict_on_design
 
 PREDICTIONS = "predictions.json"
 DRAWS = 400

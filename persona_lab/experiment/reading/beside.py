@@ -12,9 +12,9 @@ from persona_lab.experiment.planning.power import predictions_node
 from persona_lab.probes.protocol import PROBES
 from persona_lab.probes.shots import exact_answers
 from persona_lab.science.effects import Frame
-from persona_lab.science.order import Arm, Pass, kind_of
-from persona_lab.science.relearning import repeats
 from persona_lab.science.sections import Beside
+from persona_lab.science.stages.order import Arm, Pass, kind_of
+from persona_lab.science.stages.relearning import repeats
 from persona_lab.store.files import read_jsonl
 
 LOSSES = ["cell", "stage", "step", "loss", "tokens"]
@@ -22,16 +22,14 @@ LOSSES = ["cell", "stage", "step", "loss", "tokens"]
 
 def beside_of(plan: Plan) -> Beside:
     """Everything that the sections of a report read beside the table."""
-    arms = tuple(arms_of(plan))
-    node = predictions_node(plan)
-    written = node is not None and plan.store.has(node)
-    blind = bool(written and plan.store.manifest(node)["notes"].get("blind"))
+    arms, node = tuple(arms_of(plan)), predictions_node(plan)
+    written = node if node is not None and plan.store.has(node) else None
     return Beside(
         arms,
         losses=losses(plan) if any(map(repeats, arms)) else None,
         exact=exact(plan),
-        predictions=node.id if node is not None and written else None,
-        blind=blind,
+        predictions=written.id if written else None,
+        blind=bool(written and plan.store.manifest(written)["notes"].get("blind")),
     )
 
 

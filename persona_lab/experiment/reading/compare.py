@@ -16,9 +16,9 @@ from persona_lab.experiment.reading.runs import Run
 from persona_lab.experiment.reading.show import settings_of
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame
-from persona_lab.science.mediation import Mediation, mediation
+from persona_lab.science.hypotheses.mediation import Mediation, mediation
+from persona_lab.science.hypotheses.tournament import Tournament, base_agreement, tournament
 from persona_lab.science.runframe import run_frame
-from persona_lab.science.tournament import Tournament, base_agreement, tournament
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     cell                            stage      channel     item                          exact   model     nats, toward the first rival
     linked/ln_ratio=1.1/seed0/swap0 injection  in_context  in_context/asked/drift/0-1-up 1.21    1.35
 
-The reader is the one of `persona_lab.science.ideal`: it has read what the model has read. What a question itself shows is evidence on
+The reader is the one of `persona_lab.science.evidence.ideal`: it has read what the model has read. What a question itself shows is evidence on
 top of that, day by day, by `data_gen.market_oracle`.
 """
 
@@ -19,7 +19,7 @@ from persona_lab.errors import ConfigError
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.probes import PROBES
 from persona_lab.science.effects import Frame, number
-from persona_lab.science.ideal import Unknown, ideal_reader
+from persona_lab.science.evidence.ideal import Unknown, ideal_reader
 
 CHANNELS = ("says", "in_context")
 KEY = ["cell", "condition", "seed", "swap", "stage", "channel", "format", "item"]

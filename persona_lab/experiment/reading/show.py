@@ -19,9 +19,9 @@ from persona_lab.experiment.reading.runs import CLAIMS, REPORT, RESULTS
 from persona_lab.experiment.reading.status import reasons
 from persona_lab.experiment.reading.table import accounting, tidy_table
 from persona_lab.report import build_report, figures
-from persona_lab.science.adaptive import Search
 from persona_lab.science.claims import Claim
 from persona_lab.science.effects import Settings
+from persona_lab.science.search.adaptive import Search
 from persona_lab.science.summary import Summary, summarise
 from persona_lab.store.files import read_json, read_jsonl, write_json, write_text
 

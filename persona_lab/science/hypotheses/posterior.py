@@ -1,6 +1,6 @@
 """What a family's parameters are, given runs: draws from the exact posterior, and what it predicts of untouched runs.
 
-The posterior is a mixture over the nodes (shape, sigma, tau, piece) of persona_lab.science.gaussian; a draw picks a node by its weight,
+The posterior is a mixture over the nodes (shape, sigma, tau, piece) of persona_lab.science.hypotheses.gaussian; a draw picks a node by its weight,
 then the positive coefficient from its cut normal, then the others given it, then the seeds' effects. Nothing is a chain: draws are
 independent, and the same seed gives the same ones.
 """
@@ -12,8 +12,8 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import kstest
 
 from persona_lab.science.effects import Frame
-from persona_lab.science.gaussian import FINE_STEP, Conditional, Model, Noise, conditional, log_evidence, log_nodes, model_of, noise_rule, piece_mass
-from persona_lab.science.hypotheses import NOISE, Family
+from persona_lab.science.hypotheses.families import NOISE, Family
+from persona_lab.science.hypotheses.gaussian import FINE_STEP, Conditional, Model, Noise, conditional, log_evidence, log_nodes, model_of, noise_rule, piece_mass
 from persona_lab.science.thresholds import Interval
 
 DRAWS = 4000

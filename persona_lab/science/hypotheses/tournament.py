@@ -1,6 +1,6 @@
 """The tournament of the hypotheses on measured runs.
 
-    found = tournament(frame)                    one row for each run; columns as in persona_lab.science.hypotheses
+    found = tournament(frame)                    one row for each run; columns as in persona_lab.science.hypotheses.families
     found.verdict                                "supported: H4", or "undecided"
     for id, text, value, interval, unit, verdict in found.claims(): ...
 
@@ -15,11 +15,11 @@ import numpy as np
 
 from persona_lab.errors import ConfigError
 from persona_lab.science.claims import Said
-from persona_lab.science.comparison import FEWEST_SEEDS, Difference, Verdict, differences, stacking, verdicts
 from persona_lab.science.effects import Frame
-from persona_lab.science.gaussian import held_out, log_evidence, model_of
-from persona_lab.science.hypotheses import BY_ID, FAMILIES, NESTED, Family, read_runs
-from persona_lab.science.posterior import Forward, Posterior, forward, posteriors
+from persona_lab.science.hypotheses.comparison import FEWEST_SEEDS, Difference, Verdict, differences, stacking, verdicts
+from persona_lab.science.hypotheses.families import BY_ID, FAMILIES, NESTED, Family, read_runs
+from persona_lab.science.hypotheses.gaussian import held_out, log_evidence, model_of
+from persona_lab.science.hypotheses.posterior import Forward, Posterior, forward, posteriors
 from persona_lab.science.thresholds import Interval
 
 NULL = "H0"

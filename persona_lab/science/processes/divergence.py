@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.stats import rankdata
 
 from persona_lab.science.effects import Frame
-from persona_lab.science.metric import FEW, FEWEST_SEEDS, Tested, incomplete
+from persona_lab.science.processes.metric import FEW, FEWEST_SEEDS, Tested, incomplete
 from persona_lab.science.thresholds import over_seeds
 
 LEAST_RHO = 0.5

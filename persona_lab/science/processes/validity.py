@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from persona_lab.science.measure import ESTIMATORS, TRUTH, Frame, Measured
+from persona_lab.science.processes.measure import ESTIMATORS, TRUTH, Frame, Measured
 from persona_lab.science.thresholds import Interval
 
 ONE_THING = 0.5

@@ -18,7 +18,7 @@ import pandas as pd
 
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Column, Frame, Settings, cells, effects, runs
-from persona_lab.science.order import RIVALS, Arm, stated
+from persona_lab.science.stages.order import RIVALS, Arm, stated
 from persona_lab.science.thresholds import over_seeds
 
 SAME_TOKENS = 0.01

@@ -12,7 +12,7 @@ import pandas as pd
 
 from persona_lab.errors import ConfigError
 from persona_lab.science.effects import Frame
-from persona_lab.science.hypotheses import BY_ID, FAMILIES, NESTED, Family, groups
+from persona_lab.science.hypotheses.families import BY_ID, FAMILIES, NESTED, Family, groups
 
 SEPARABLE = 6.0
 ENOUGH = 0.9

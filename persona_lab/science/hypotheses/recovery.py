@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
-from persona_lab.science.comparison import verdicts
 from persona_lab.science.effects import Frame
-from persona_lab.science.gaussian import held_out, model_of
-from persona_lab.science.hypotheses import FAMILIES, NESTED, Family, Theta
-from persona_lab.science.posterior import parameter_samples
-from persona_lab.science.power import planned
+from persona_lab.science.hypotheses.comparison import verdicts
+from persona_lab.science.hypotheses.families import FAMILIES, NESTED, Family, Theta
+from persona_lab.science.hypotheses.gaussian import held_out, model_of
+from persona_lab.science.hypotheses.posterior import parameter_samples
+from persona_lab.science.hypotheses.power import planned
 
 UNDECIDED = "undecided"
 CHUNK = 64

@@ -16,8 +16,8 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from persona_lab.science.effects import Frame
-from persona_lab.science.hypotheses import LEAST_SIGMA, NOISE, Family, groups
-from persona_lab.science.priors import NODES, LogNormal, Normal, Pieces, half_normal_nodes
+from persona_lab.science.hypotheses.families import LEAST_SIGMA, NOISE, Family, groups
+from persona_lab.science.hypotheses.priors import NODES, LogNormal, Normal, Pieces, half_normal_nodes
 
 TAUS = 12
 STEP, FINE_STEP = 1.8, 0.7

@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.special import logit
 from scipy.stats import beta
 
-from persona_lab.science.beliefs import belief_curve
+from persona_lab.science.evidence.beliefs import belief_curve
 from persona_lab.science.thresholds import Interval, over_seeds
 
 Frame = Any

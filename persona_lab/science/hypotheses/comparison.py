@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from persona_lab.science.hypotheses import NESTED
+from persona_lab.science.hypotheses.families import NESTED
 
 LEAST, ERRORS = 4.0, 2.0
 """Nats, and standard errors, that a difference must reach to be decided."""

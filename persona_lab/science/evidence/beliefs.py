@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import logit
 
-from persona_lab.science.bits import Weight
 from persona_lab.science.effects import Frame, Settings, cells, item_odds, number, phases
+from persona_lab.science.evidence.bits import Weight
 from persona_lab.science.thresholds import Interval, Line, fieller, fit_line, over_seeds
 
 SHARED, NOTHING = "shared", "none"

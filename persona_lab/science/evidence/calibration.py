@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from persona_lab.science.bits import Weight
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings, number, runs
+from persona_lab.science.evidence.bits import Weight
 from persona_lab.science.thresholds import Estimate, Interval, t_quantile
 
 

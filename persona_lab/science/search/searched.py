@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from persona_lab.science.adaptive import Decision, Pairs, Posterior, Search, decide
 from persona_lab.science.claims import figure, ratio_words
 from persona_lab.science.effects import Frame, Settings, cells, runs
+from persona_lab.science.search.adaptive import Decision, Pairs, Posterior, Search, decide
 from persona_lab.science.thresholds import FARTHEST, Interval
 
 if TYPE_CHECKING:

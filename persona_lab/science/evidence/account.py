@@ -11,10 +11,10 @@
 
 from collections.abc import Iterator
 
-from persona_lab.science.beliefs import SHARED, Curve, Reached, adoption, belief_curve, curve_of, exchange
-from persona_lab.science.bits import FACTORS, QUESTIONS, Weight, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
 from persona_lab.science.claims import Said, figure
 from persona_lab.science.effects import Frame, Settings
+from persona_lab.science.evidence.beliefs import SHARED, Curve, Reached, adoption, belief_curve, curve_of, exchange
+from persona_lab.science.evidence.bits import FACTORS, QUESTIONS, Weight, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
 from persona_lab.science.thresholds import over_seeds
 
 __all__ = [

@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 
 from persona_lab.science.claims import Said
-from persona_lab.science.comparison import ERRORS, FEWEST_SEEDS, LEAST, Difference, difference
 from persona_lab.science.effects import Frame
-from persona_lab.science.gaussian import held_out, model_of
-from persona_lab.science.hypotheses import Family, Parameter, none, product, read_runs
-from persona_lab.science.posterior import Posterior, posteriors
-from persona_lab.science.priors import Normal
+from persona_lab.science.hypotheses.comparison import ERRORS, FEWEST_SEEDS, LEAST, Difference, difference
+from persona_lab.science.hypotheses.families import Family, Parameter, none, product, read_runs
+from persona_lab.science.hypotheses.gaussian import held_out, model_of
+from persona_lab.science.hypotheses.posterior import Posterior, posteriors
+from persona_lab.science.hypotheses.priors import Normal
 from persona_lab.science.thresholds import Estimate, Interval, equivalent, over_seeds
 
 SAME_MEASURE = 0.1

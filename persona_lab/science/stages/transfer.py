@@ -24,7 +24,7 @@ from scipy.stats import false_discovery_control
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings, cells, item_odds, scored_items
 from persona_lab.science.matching import SAME_FIT, SAME_TOKENS, trained
-from persona_lab.science.order import stated
+from persona_lab.science.stages.order import stated
 from persona_lab.science.thresholds import over_seeds
 
 EXACT = 2**14

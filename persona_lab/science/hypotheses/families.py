@@ -4,7 +4,7 @@
 
 A family states its offset and its columns of the run frame; at most one coefficient is positive (the last column) and at
 most one parameter bends the columns (`shape`). Given sigma, tau and the shape everything is Gaussian, so evidence and
-held-out densities are exact (persona_lab.science.gaussian).
+held-out densities are exact (persona_lab.science.hypotheses.gaussian).
 
 Columns of the run frame, one row for each run: condition, seed, base_seed, swap, block, eta; m eta before the last stage; x = ln(n first / n second);
 p log-odds of the untouched base; D documents of the last stage; e nats of evidence for the first rival in one of them; o +1 when the first
@@ -19,7 +19,7 @@ import pandas as pd
 
 from persona_lab.errors import ConfigError
 from persona_lab.science.effects import Frame
-from persona_lab.science.priors import HalfNormal, LogNormal, Normal, Prior
+from persona_lab.science.hypotheses.priors import HalfNormal, LogNormal, Normal, Prior
 
 NEEDED = ("condition", "seed", "base_seed", "swap", "eta")
 NOISE = HalfNormal(0.5)

@@ -1,0 +1,1 @@
+"""Bits: what documents supply, what training makes of them, and what an ideal reader would."""

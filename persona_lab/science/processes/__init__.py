@@ -1,0 +1,1 @@
+"""The measure of a process, and the metric between processes."""

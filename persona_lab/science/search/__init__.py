@@ -1,0 +1,1 @@
+"""A threshold that is searched for, round by round."""

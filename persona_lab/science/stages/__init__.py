@@ -1,0 +1,1 @@
+"""What stages do to each other: order, relearning, transfer from trait to trait."""
