@@ -18,7 +18,7 @@ TINY = " ".join(
     [
         *("base.width=16", "base.layers=1", "base.heads=1", "base.steps=2", "base.batch=8", "base.gates.recall=null", "base.gates.withheld=null"),
         *("stages.injection.steps=2", "stages.trait.steps=2", "stages.injection.batch=4", "seeds=1", "samples=1"),
-        *("machine.wandb=disabled", "machine.threads=1", "machine.workers=1", "machine.device=cpu", "'factors.injection.mixture.ln_ratio=[1.386]'"),
+        *("machine.wandb=disabled", "machine.threads=1", "machine.workers=1", "machine.device=cpu", "'factors.injection.mixture.ln_ratio=[-1.386, 0, 1.386]'", "underpowered=true"),
     ]
 )
 
@@ -77,6 +77,8 @@ def run(command: str, folder: Path) -> str:
     """What is wrong with a command, run with the settings of a tiny experiment; empty when it does its work."""
     if re.search(r"(?:run|plan|generate) configs/", command):
         command = f"{command} {TINY}"
+    if found := re.search(r"lab (measure|metric) ", command):
+        command = f"{command} --steps 2{' --samples 4 --ranks 1' if found[1] == 'measure' else ''}"
     # python -m: a worker of accelerate must find the same interpreter, whatever is installed besides.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)

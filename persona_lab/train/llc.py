@@ -1,4 +1,4 @@
-"""Langevin chains around a trained adapter, for its local learning coefficient (M6; `science.llc` reads their losses).
+"""Langevin chains around a trained adapter, for its local learning coefficient (M6; `science.processes.llc` reads their losses).
 
     w <- w - step/2 * m * (n beta grad L_n(w) + pull * (w - w*)) + sqrt(step * m) * noise          m = 1, or one number a parameter
 
