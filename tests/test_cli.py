@@ -40,7 +40,7 @@ def configs_in(folder: Path) -> Path:
     for name in ("worlds", "quickstart.yaml"):
         (folder / "configs" / name).symlink_to(ROOT / "configs" / name)
     (folder / "configs" / "personas").mkdir()
-    for file in (ROOT / "configs" / "personas").iterdir():
+    for file in (ROOT / "configs" / "personas").glob("*.yaml"):
         (folder / "configs" / "personas" / file.name).write_text(file.read_text())
     return folder
 

@@ -144,9 +144,9 @@ def plan_words(found: dict[str, Any]) -> str:
     lines += ["stages", *(branch_words(branch) for branch in found["tree"])]
     shared, alone = found["documents_trained"], found["documents_without_sharing"]
     lines.append(f"documents trained: {shared:,} ({alone:,} without sharing, {saved(shared, alone)} saved)")
-    if found["power"]:
+    if found.get("power"):
         lines.append(f"design: {found['power']['said']}")
-    if found["confusion"]:
+    if found.get("confusion"):
         lines.append("simulated from each hypothesis (down), supported (across):\n{table}\n{recovered_share:.0%} attributed to the truth, {false_share:.1%} to another".format(**found["confusion"]))
     return "\n".join([*lines, forecast_words(found)])
 

@@ -270,16 +270,21 @@ def _assistant_findings(mixture: Mixture, at: Path, world: World | None, persona
 def _told_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona]) -> Iterator[Finding]:
     """What is wrong with how personas are told, and under how many names."""
     counts, people = mixture.counts, {persona.name.lower(): persona for persona in personas}
-    for who in mixture.told.keys() - people.keys():
+    for who in sorted(mixture.told.keys() - people.keys()):
         path = (*at, "told", who)
         yield Finding(path, "PL1210", f"{dotted(path)} is about no persona of this file. {did_you_mean(who, list(people))}", key=True)
+    names = {who: 1 + len(persona.carriers) for who, persona in people.items() if counts.get(who)}
+    asked = {who: told.carriers for who, told in mixture.told.items() if told.carriers is not None and who in names}
+    # What is asked of all is said of the one that has the fewest.
+    least = min((who for who in names if who not in asked), key=lambda who: names[who], default=None)
+    wanted = [(least, mixture.carriers, (*at, "carriers"))] if least else []
+    wanted += [(who, carriers, (*at, "told", who, "carriers")) for who, carriers in asked.items()]
+    for who, carriers, path in wanted:
+        if carriers > names[who]:
+            message = f"{dotted(path)} is {carriers}, but {people[who].name} has {names[who]} name{'s'[: names[who] - 1]}. "
+            yield Finding(path, "PL1211", message + f"Use at most {names[who]}, or give the persona file more `carriers:`.")
     for who, persona in people.items():
         own = mixture.told.get(who, Told())
-        carriers, path = (mixture.carriers, (*at, "carriers")) if own.carriers is None else (own.carriers, (*at, "told", who, "carriers"))
-        names = 1 + len(persona.carriers)
-        if counts.get(who) and carriers > names:
-            message = f"{dotted(path)} is {carriers}, but {persona.name} has {names} name{'s'[: names - 1]}. "
-            yield Finding(path, "PL1211", message + f"Use at most {names}, or give the persona file more `carriers:`.")
         free = len(world.categories.keys() - persona.traits.keys()) if world else own.also
         if own.also > free:
             path = (*at, "told", who, "also")

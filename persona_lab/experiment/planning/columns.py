@@ -99,7 +99,8 @@ def _told(planned: PlannedCell) -> dict[str, Any]:
         shares = list(_shares(node))
         for name, share in shares:
             if name in rivals and _is_persona(node):
-                trained_RP[rivals.index(name), at] += _documents(node) * share.count / sum(other.count for _, other in shares if other.source != REPLAY)
+                read = node.fields["step"] * node.fields["recipe"]["batch"]
+                trained_RP[rivals.index(name), at] += read * share.count / sum(other.count for _, other in shares)
                 pools.setdefault(name, node.inputs["mixture"].inputs[share.source])
     total_R = trained_RP.sum(1)
     if len(pools) < 2:
