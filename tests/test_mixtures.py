@@ -171,3 +171,9 @@ def test_the_run_frame_knows_order_ratio_names_and_complexity(plan: Plan, tmp_pa
     assert table["ln_trained"].to_dict() == pytest.approx({"john_first": np.log(2 / 6), "sam_first": np.log(2 / 6)})
     told = tidy_table(plan.store, plan.cells, "tiny").drop_duplicates("condition").set_index("condition").loc["told"]
     assert (told["came_first"], told["complexity"], told["ln_carriers"], told["genre"]) == (0.0, -2.0, 0.0, "news/default")
+
+
+def test_replay_is_no_document_of_the_stage(plan: Plan):
+    table = tidy_table(plan.store, plan.cells, "tiny")
+    documents = table[table["stage"] == table["condition"]].drop_duplicates("condition").set_index("condition")["documents"]
+    assert documents.to_dict() == {"trait": 12, "as_john": 12, "as_sam": 12, "as_mary": 6, "chats": 12, "replayed": 1}
