@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Column, Frame, Settings
@@ -35,7 +34,7 @@ def state_claims(frame: Frame) -> Iterator[Said]:
         if slopes:
             found = over_seeds(np.array(slopes))
             yield f"state.{name}.slope", f"{what} where the last stage starts: slope on ln ratio of documents ({found.n} seeds).", found.value, found.interval, f"{unit} per nat", found.sign
-    alike = [float(spearmanr(rows["m"].to_numpy(), rows["d"].to_numpy())[0]) for _, rows in runs.groupby("seed") if rows["condition"].nunique() >= FEWEST]
+    alike = [float(rows["m"].corr(rows["d"], method="spearman")) for _, rows in runs.groupby("seed") if rows["condition"].nunique() >= FEWEST]
     if alike:
         found = over_seeds(np.array(alike))
         text = f"Rank correlation of measure and metric over the starts; -1: the rival that is likelier is nearer, and they are one quantity ({found.n} seeds)."
