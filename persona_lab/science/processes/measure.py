@@ -264,7 +264,7 @@ def least_rank(process: str, nats: Mapping[int, float], target: float) -> Measur
 def shots_to_adopt(rows: Frame, process: str, traits: Mapping[str, str]) -> Measured:
     """M8: minus the statements of the process's own traits in context after which another trait of it is as likely as not.
 
-    From the belief curve log o(N) = b + gamma N^(1 - alpha) (`science.beliefs`) of the log-odds of its own value against all others of the category;
+    From the belief curve log o(N) = b + gamma N^(1 - alpha) (`evidence.beliefs`) of the log-odds of its own value against all others of the category;
     a cluster is a form, a category and a variant of the question. Columns read: item as `probes.shots` names it, option, prob_normalized.
     """
     unit = "statements"

@@ -4,7 +4,7 @@
     M1      M5      24  .81 [.62, .91]     .78 [.55, .90]
     M1      M7 rank 24  -                  -                  one of them is the same for every process
 
-All estimators are oriented, larger is more measure (`science.measure`), so that agreement is a positive correlation (Campbell and Fiske 1959;
+All estimators are oriented, larger is more measure (`processes.measure`), so that agreement is a positive correlation (Campbell and Fiske 1959;
 SCIENCE.md section 3).
 """
 
@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from persona_lab.science.claims import Said
 from persona_lab.science.processes.measure import ESTIMATORS, TRUTH, Frame, Measured
 from persona_lab.science.thresholds import Interval
 
 ONE_THING = 0.5
 """Mean correlation of the estimators above which the measure is one thing."""
 FEWEST_PERSONAS = 12
-Said = tuple[str, str, float | None, Interval | None, str, str]
-"""A claim before it has a recipe: id, text, value, interval, unit, verdict."""
 CORRELATIONS = ("pearson", "pearson_low", "pearson_high", "spearman", "spearman_low", "spearman_high")
 
 
