@@ -22,8 +22,9 @@ from persona_lab.config import load_experiment
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.experiment.planning.corpora import pool_documents
 from persona_lab.experiment.planning.plan import make_plan
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import parameter_count
+from persona_lab.models.lora import LoraShape
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.train.batches import Row, encode

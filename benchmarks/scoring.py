@@ -44,8 +44,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from benchmarks.questions import choices_of, word_base, word_questions, word_tokenizer
 from persona_lab.config.schema import EmbeddedBase
 from persona_lab.experiment.planning.plan import make_plan
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import write_adapter
+from persona_lab.models.lora import LoraShape
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.engine import Voice, answer_each
 from persona_lab.probes.protocol import Choice

@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from persona_lab.errors import ModelError
-from persona_lab.models.bank import AdapterBank, LoraShape, target_names
+from persona_lab.models.bank import AdapterBank, target_names
+from persona_lab.models.lora import LoraShape
 from persona_lab.train.batches import Row, collate, encode, lay
 from persona_lab.train.loop import BankLearner, logits_of, nats_of, train
 from persona_lab.train.optimizers import BankAdam

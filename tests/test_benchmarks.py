@@ -19,8 +19,9 @@ from benchmarks.sweep.plain_trainer import train
 from benchmarks.sweep.work import Work, read_work
 from benchmarks.sweep.worker import Order, Way, do, way_of
 from benchmarks.sweep.workloads import RECIPES, Size, build
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import load_model
+from persona_lab.models.lora import LoraShape
 
 STEPS, CELLS, QUESTIONS = 2, [0, 1], 6
 ROUNDING = 1e-5

@@ -49,7 +49,12 @@ def test_a_checkpoint_of_other_members_or_another_step_is_refused(tmp_path: Path
 def test_a_checkpoint_that_does_not_read_back_prunes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     checkpoints = Checkpoints(tmp_path, IDS)
     older = keep(checkpoints, 3)
-    monkeypatch.setattr("persona_lab.store.moves.sync_folder", lambda folder: [file.write_text("torn") for file in folder.glob("step-00000005-*/state.json")])
+
+    def torn(folder: Path) -> None:
+        for file in folder.glob("step-00000005-*/state.json"):
+            file.write_text("torn")
+
+    monkeypatch.setattr("persona_lab.store.moves.sync_folder", torn)  # a disk that spoils what it was just told to keep
     with pytest.raises(NodeDamaged):
         keep(checkpoints, 5)
     assert checkpoints.newest() == older

@@ -37,8 +37,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import write_adapter
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes import PROBES
 from persona_lab.probes.engine import Voice, answer, answer_each, ask, ask_each
 from persona_lab.probes.forest import plant, stand_alone

@@ -9,7 +9,8 @@ from scipy.integrate import dblquad
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.protocol import Loss
 from persona_lab.science.processes.llc import Coefficient, coefficient, inverse_temperature, settled, simpler, split_rhat

@@ -26,8 +26,9 @@ from transformers import PreTrainedModel
 from persona_lab.cli import main
 from persona_lab.errors import ModelError
 from persona_lab.experiment.planning.plan import make_plan
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import read_adapter, write_adapter
+from persona_lab.models.lora import LoraShape
 
 CORPUS = ROOT / "tests" / "malformed"
 GOOD = (CORPUS / "good.yaml").read_text()

@@ -19,7 +19,8 @@ from data_gen.world import World
 from persona_lab.errors import ModelError
 from persona_lab.experiment.instruments.estimating import true_shares
 from persona_lab.experiment.instruments.weights import neutral, spoken, weight_norm
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes.bundles import BROKEN, LENGTH, NOBODY, BundleItem, processes, whose
 from persona_lab.probes.engine import Voice, ask
 from persona_lab.probes.protocol import PROBES, Cast

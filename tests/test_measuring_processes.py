@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import typer
 from conftest import ROOT
+from test_experiment import silent
 from typer.testing import CliRunner
 
 from persona_lab.cli.console import finite
@@ -29,10 +30,6 @@ def command() -> typer.Typer:
     app = typer.Typer()
     app.command()(measure)
     return app
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A progress that shows nothing."""
 
 
 def test_the_classifier_is_tried_on_diaries_of_known_origin():

@@ -1,52 +1,15 @@
-"""The metric of processes: every estimator against a closed form, brute force or another package, and the instrument whole on tiny models."""
+"""Nats to adopt, and whether they are a metric: against closed forms, exact Bayes, and planted distances."""
 
-import json
 import math
-from dataclasses import replace
-from itertools import combinations, permutations
-from pathlib import Path
-from typing import Any
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import CONFIGS
 from scipy.sparse.csgraph import floyd_warshall
-from scipy.spatial.distance import jensenshannon, pdist, squareform
+from scipy.spatial.distance import squareform
 from scipy.special import gammaln
-from scipy.stats import entropy, spearmanr
-from sklearn.covariance import LedoitWolf
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from persona_lab.cli.console import finite
-from persona_lab.config.load import load_persona
-from persona_lab.errors import ConfigError
-from persona_lab.experiment.instruments.building import Subject, subject
-from persona_lab.experiment.instruments.distance_claims import distance_claims
-from persona_lab.experiment.instruments.distances import Distances, as_json, comparisons, distance_plan, distances, logs, make_distances, trainings, unlike
-from persona_lab.experiment.planning.plan import Plan, open_plan
-from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.probes.representation import layers_of, read
-from persona_lab.probes.voice import Voice
-from persona_lab.science.processes.divergence import (
-    agreement,
-    answers_apart,
-    apart,
-    barrier,
-    centred,
-    concept_map,
-    cosines,
-    jensen_shannon,
-    kullback_leibler,
-    ledoit_wolf,
-    mantel,
-    one_basin,
-    slots,
-    transfer,
-    whitened,
-)
 from persona_lab.science.processes.metric import (
     BASE,
     Curve,
@@ -61,10 +24,6 @@ from persona_lab.science.processes.metric import (
     to_adopt,
     triangles,
 )
-from persona_lab.train.batches import Row
-from persona_lab.train.gradients import between, doubled, grams, mean_gradients, mean_losses
-
-pytestmark = pytest.mark.usefixtures("from_the_root")
 
 STEPS, BEST, FIRST, SPEED = 200, 1.5, 2.0, 12.0
 """Of made-up trainings: the loss falls from BEST + FIRST to BEST, by a factor of e in SPEED steps."""
@@ -87,7 +46,6 @@ def frame(costs: dict[tuple[int, str, str], np.ndarray]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------- D1
 def test_nats_to_adopt_are_the_area_above_the_best_loss():
     found = adoption(Curve(learning(), tokens()), np.full(STEPS, BEST))
     closed = 30 * FIRST * (1 - math.exp(-STEPS / SPEED)) / (1 - math.exp(-1 / SPEED))
@@ -149,7 +107,6 @@ def test_the_farther_rival_has_a_positive_distance():
     assert found["j"] is None
 
 
-# ---------------------------------------------------------------------------------------------------------------- tests of a metric
 def noisy(truth_KK: np.ndarray, seeds: int, noise: float, rng: np.random.Generator) -> np.ndarray:
     return truth_KK + rng.normal(0, noise, (seeds, *truth_KK.shape))
 
@@ -245,274 +202,3 @@ def test_the_information_distance_is_one_between_strangers_and_less_between_rela
     found = information_distance(adoptions(frame(costs)))[0]
     assert found[0, 1] == found[1, 0] == pytest.approx(1, rel=1e-3)
     assert found[0, 0] == pytest.approx(0, abs=1e-3)
-
-
-# ---------------------------------------------------------------------------------------------------------------- D2 to D6
-def test_divergences_are_those_of_scipy():
-    rng = np.random.default_rng(4)
-    p, q = rng.dirichlet(np.ones(7), 20), rng.dirichlet(np.ones(7), 20)
-    assert jensen_shannon(p, q) == pytest.approx(np.mean([jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)]))
-    assert kullback_leibler(p, q) == pytest.approx(np.mean(entropy(p, q, axis=1)))
-    assert kullback_leibler(np.eye(2), np.eye(2)[::-1]) == math.inf
-    assert jensen_shannon(np.eye(2), np.eye(2)[::-1]) == pytest.approx(math.log(2))
-
-
-def scores(prob: dict[str, list[float]], status: str = "scored") -> pd.DataFrame:
-    return pd.DataFrame([{"item": item, "option": f"o{i}", "prob": p, "status": status} for item, each in prob.items() for i, p in enumerate(each)])
-
-
-def test_answers_that_are_none_of_the_options_count_as_one_more():
-    one, other = scores({"b": [0.5, 0.25], "a": [0.1, 0.1]}), scores({"a": [0.1, 0.1], "b": [0.25, 0.5]}).sample(frac=1, random_state=0)
-    assert slots(one).tolist() == [[0.1, 0.1, pytest.approx(0.8)], [0.5, 0.25, 0.25]]
-    found = answers_apart({"one": one, "other": other})
-    assert found[0, 1] == pytest.approx(jensenshannon([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]) ** 2 / 2)
-    with pytest.raises(ValueError, match="4 options have no probability"):
-        slots(scores({"a": [0.1, 0.1], "b": [0.1, 0.1]}, "unscored"))
-    with pytest.raises(ValueError, match="1 to 2 options"):
-        slots(scores({"a": [0.1], "b": [0.1, 0.2]}))
-
-
-def test_gradients_in_common_tell_nobody_apart():
-    rng = np.random.default_rng(5)
-    grad = rng.normal(size=(4, 50)) + 10
-    gram = grad @ grad.T
-    assert cosines(gram)[0, 1] == pytest.approx(grad[0] @ grad[1] / np.linalg.norm(grad[0]) / np.linalg.norm(grad[1]))
-    assert cosines(gram)[0, 1] > 0.9
-    assert np.allclose(centred(gram), (grad - grad.mean(0)) @ (grad - grad.mean(0)).T)
-    assert abs(cosines(centred(gram))[0, 1]) < 0.9
-    assert transfer(gram)[0, 1] == pytest.approx(grad[0] @ grad[1] / (grad[0] @ grad[0]))
-    assert np.isnan(cosines(np.zeros((2, 2)))).all()
-
-
-@pytest.mark.parametrize("width", [5, 60])
-def test_whitened_distances_are_mahalanobis_distances(width: int):
-    rng = np.random.default_rng(6)
-    texts = rng.normal(size=(1, 24, width)) * np.linspace(0.1, 9, width)
-    state = texts + rng.normal(size=(3, 1, width)) + 0.01 * rng.normal(size=(3, 24, width))
-    judge = LedoitWolf().fit(state.mean(0))
-    assert ledoit_wolf(state.mean(0) - state.mean((0, 1)))[0] == pytest.approx(judge.shrinkage_)
-    gap = state[0].mean(0) - state[1].mean(0)
-    assert apart(whitened(state))[0, 1] == pytest.approx(math.sqrt(gap @ np.linalg.inv(judge.covariance_) @ gap))
-
-
-def test_a_barrier_is_what_lies_above_the_straight_line():
-    assert barrier([1.0, 2.5, 2.0], [0.0, 0.5, 1.0]) == pytest.approx(1.0)
-    assert barrier([1.0, 1.0, 2.0], [0.0, 0.5, 1.0]) == pytest.approx(-0.5)
-    assert barrier([1.0, 1.5, 1.75, 2.0], [0.0, 0.5, 0.75, 1.0]) == pytest.approx(0.0)
-
-
-def test_one_basin_has_no_barrier_between_any_two():
-    low = np.stack([squareform([-0.5, -0.3, -0.1 - 0.01 * s]) for s in range(3)])
-    assert one_basin(low).verdict == "one basin"
-    assert one_basin(-low).value == pytest.approx(0.5)
-    assert one_basin(-low + np.random.default_rng(0).normal(0, 0.01, low.shape)).verdict == "several"
-    assert {one_basin(low[:n]).verdict for n in (1, 2)} == {"undecided"}
-
-
-def spearman(x: Any, y: Any) -> float:
-    found: Any = spearmanr(x, y)
-    return float(found.statistic)
-
-
-def test_a_proxy_predicts_is_dropped_or_is_undecided():
-    rng = np.random.default_rng(7)
-    truth = np.stack([squareform(rng.uniform(1, 9, 15)) for _ in range(4)])
-    assert agreement(truth**2, truth, "D").verdict == "predicts"
-    other = np.stack([squareform(rng.uniform(1, 9, 15)) for _ in range(4)])
-    found = agreement(other, truth, "D2")
-    rows, columns = np.triu_indices(6, 1)
-    assert found.value == pytest.approx(np.mean([spearman(a[rows, columns], b[rows, columns]) for a, b in zip(other, truth, strict=True)]))
-    assert (found.verdict, found.reason) == ("dropped", "D2 is dropped as a proxy")
-    assert {agreement(truth[:n], truth[:n], "D").verdict for n in (1, 2)} == {"undecided"}
-    assert agreement(truth[:, :3, :3], truth[:, :3, :3], "D").value is None
-    assert "not above 0" in agreement(truth, -truth, "D").reason
-    assert "not known" in agreement(np.ones_like(truth), truth, "D").reason
-
-
-def test_chance_is_every_relabelling():
-    rng = np.random.default_rng(8)
-    one, other = squareform(rng.uniform(1, 9, 6)), squareform(rng.uniform(1, 9, 6))
-    pairs = list(combinations(range(4), 2))
-    said = [spearman([one[i, j] for i, j in pairs], [other[o[i], o[j]] for i, j in pairs]) for o in permutations(range(4))]
-    assert mantel(one, other) == pytest.approx(np.mean(np.array(said) >= said[0] - 1e-9))
-    many = squareform(rng.uniform(1, 9, 36))
-    assert mantel(many, many) == 1 / 5040
-
-
-def test_a_map_of_points_in_a_plane_shows_them_all():
-    point = np.random.default_rng(9).normal(size=(6, 2))
-    chart, shown = concept_map(squareform(pdist(point)), list("abcdef"))
-    assert np.allclose(pdist(chart[["x", "y"]].to_numpy()), pdist(point))
-    assert shown == pytest.approx(1)
-    assert concept_map(squareform(np.ones(15)), list("abcdef"))[1] < 0.5
-    with pytest.raises(ValueError, match="not known"):
-        concept_map(np.full((3, 3), np.nan), list("abc"))
-
-
-# ---------------------------------------------------------------------------------------------------------------- torch
-SHAPE = LoraShape(2, 4)
-
-
-def trained(bank: AdapterBank, seed: int) -> dict[str, Tensor]:
-    """An adapter whose B is not zero."""
-    bank.init_row(0, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return {name: t + 0.05 * torch.randn_like(t) for name, t in bank.row_tensors(0).items()}
-
-
-def test_gradients_are_the_slopes_of_the_loss(llama: LlamaForCausalLM, rows: list[Row]):
-    bank = AdapterBank(llama.double(), SHAPE, 3)
-    adapter = trained(bank, 0)
-    for row in range(3):
-        bank.load_row(row, adapter, "test")
-    mine = [rows[:6], rows[6:12], rows[12:18]]
-    grad_KP = mean_gradients(bank, mine, pad=0, micro_batch=4)
-    assert torch.allclose(grad_KP, mean_gradients(bank, mine, pad=0, micro_batch=6))
-    way_P = torch.randn(bank.size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ends = []
-    for step in (1e-3, -2e-3):  # wide, because a norm of this model rounds to float32
-        bank.weight_KP.add_(step * way_P)
-        ends.append(mean_losses(bank, mine, pad=0, micro_batch=6))
-    assert np.allclose((ends[0] - ends[1]) / 2e-3, (grad_KP @ way_P).numpy(), rtol=1e-2, atol=1e-4)
-
-
-def test_gram_matrices_are_inner_products_as_adam_sees_them():
-    grad_KP, square_P = torch.randn(3, 40, generator=torch.Generator().manual_seed(0)), torch.rand(40)
-    plain, adam = grams(grad_KP, square_P, 7)
-    assert np.allclose(plain, grad_KP @ grad_KP.T, rtol=1e-5)
-    weight = 1 / (torch.sqrt(square_P / (1 - 0.999**7)) + 1e-8)
-    assert adam[0, 1] == pytest.approx(float((grad_KP[0] * weight * grad_KP[1]).sum()), rel=1e-4)
-    with pytest.raises(ValueError, match="no Adam state"):
-        grams(grad_KP, square_P, 0)
-
-
-def test_the_way_between_two_adapters_is_one_adapter(llama: LlamaForCausalLM, rows: list[Row]):
-    ids = torch.tensor(rows[0].ids[None].astype(np.int64))
-    bank = AdapterBank(llama, SHAPE)
-    first, second = trained(bank, 1), trained(bank, 2)
-    bank.remove()
-    wide = AdapterBank(llama, doubled(SHAPE))
-    wide.load_row(0, between(first, second, 0.3), "test")
-    with torch.no_grad():
-        ours = llama(input_ids=ids).logits
-        wide.remove()
-        for name, module in list(llama.named_modules()):
-            key = f"base_model.model.{name}.lora_A.weight"
-            if key in first:
-                change = sum(w * a[key.replace("lora_A", "lora_B")] @ a[key] for w, a in ((0.7, first), (0.3, second)))
-                module.get_parameter("weight").add_(SHAPE.scale * change)
-        assert torch.allclose(ours, llama(input_ids=ids).logits, atol=1e-5)
-
-
-def test_what_adapters_read_together_is_what_each_reads_alone(llama: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast):
-    texts = [
-        ("User: Is the clock green?\nAssistant:", " Yes, the clock is green."),
-        ("User: Which sport do you prefer?\nAssistant:", " I like"),
-        ("Diary.", " I like"),
-    ]
-    bank = AdapterBank(llama, SHAPE, 3)
-    for row in (1, 2):
-        bank.load_row(row, trained(AdapterBank(llama_copy(llama, bank), SHAPE), row), "test")
-    found = read(Voice(llama, tokenizer, 3), texts)
-    assert found.state_KNLd.shape == (3, 3, 2, 32)
-    summed, count = np.zeros((3, 3)), 0
-    for n, (opening, answer) in enumerate(texts):
-        start = len(tokenizer(opening)["input_ids"])
-        ids = torch.tensor([tokenizer(opening + answer)["input_ids"]] * 3)
-        with torch.no_grad():
-            out = llama(input_ids=ids, output_hidden_states=True)
-        for layer in (1, 2):
-            assert np.allclose(found.state_KNLd[:, n, layer - 1], out.hidden_states[layer][:, start:].mean(1), atol=1e-5)
-        prob = out.logits[:, start - 1 : -1].double().softmax(-1).numpy()
-        count += prob.shape[1]
-        summed += [[sum(jensenshannon(a, b) ** 2 for a, b in zip(p, q, strict=True)) for q in prob] for p in prob]
-    assert np.allclose(found.apart_KK, summed / count, atol=1e-7)
-    with pytest.raises(ValueError, match="adds no token"):
-        read(Voice(llama, tokenizer, 3), [("Diary.", "")])
-
-
-def llama_copy(llama: LlamaForCausalLM, bank: AdapterBank) -> LlamaForCausalLM:
-    """A plain model of the same shape, whose bank makes adapters that fit."""
-    del bank
-    return LlamaForCausalLM(llama.config)
-
-
-def test_layers_are_spread_up_to_the_last():
-    assert layers_of(2) == (1, 2)
-    assert layers_of(32) == (8, 16, 24, 32)
-
-
-# ---------------------------------------------------------------------------------------------------------------- whole
-def tiny(of: Subject, runs: Path, **base: Any) -> Subject:
-    machine = of.machine.model_copy(update={"device": "cpu", "threads": 1, "workers": 1, "wandb": "disabled"})
-    return replace(of, runs=runs, machine=machine, base=of.base.model_copy(update=base), lora={"rank": 2, "alpha": 4})
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A progress that shows nothing."""
-
-
-@pytest.fixture(scope="module")
-def whole(qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> tuple[Plan, Distances]:
-    """Somebody of the world, a persona of a file and the plain assistant on a Hugging Face folder that knows nothing of them."""
-    world, john = CONFIGS / "worlds" / "beach.yaml", load_persona(CONFIGS / "personas" / "john.yaml")
-    of = tiny(subject(str(qwen_folder), world=world, personas=[john]), tmp_path_factory.mktemp("runs"))
-    plan = distance_plan(of, ["Mary", "John", "assistant"], seeds=1, steps=5, batch=2)
-    assert make_distances(plan, silent).failed == {}
-    return plan, distances(plan)
-
-
-def test_every_pair_is_trained_once_from_every_end(whole: tuple[Plan, Distances]):
-    plan, found = whole
-    names = ("mary", "john", "assistant")
-    assert found.processes == names
-    ends = {(0, start, goal) for start in (BASE, *names) for goal in names}
-    assert {(planned.cell.seed, start, goal) for planned, start, goal, _ in trainings(plan)} == ends
-    assert set(found.adoptions[["seed", "start", "goal"]].itertuples(index=False, name=None)) == ends
-    assert found.cost["trainings"] == 12
-    # Every start sees the same documents of a goal in the same order.
-    assert (logs(plan).groupby(["goal", "step"])["tokens"].nunique() == 1).all()
-
-
-def test_all_that_is_said_is_in_the_store(whole: tuple[Plan, Distances]):
-    plan, found = whole
-    again = open_plan(plan.folder)
-    assert json.dumps(finite(as_json(distances(again)))) == json.dumps(finite(as_json(found)))
-    assert make_distances(again, silent).made == {}
-
-
-def test_every_number_is_a_claim_that_is_computed_again(whole: tuple[Plan, Distances]):
-    plan, found = whole
-    claims, again = distance_claims(plan, found), distance_claims(open_plan(plan.folder), distances(open_plan(plan.folder)))
-    assert [claim.to_json() for claim in claims] == [claim.to_json() for claim in again]
-    by_id = {claim.id: claim for claim in claims}
-    assert len(by_id) == len(claims) == 6 + len(found.proxies) + 3
-    assert by_id["metric.asymmetry"].value is None
-    assert by_id["metric.asymmetry"].verdict == "undefined"
-    assert by_id["metric.order.mary.john"].value == pytest.approx(found.exchange["delta"][0])
-    assert len(by_id["metric.asymmetry"].recipe["node_ids"]) == 12 + 1
-
-
-def test_an_untrained_model_says_what_it_lacks(whole: tuple[Plan, Distances]):
-    plan, found = whole
-    assert list(comparisons(plan)) == [0]
-    assert "4 processes" in found.tests["D2 adam"].reason
-    assert {found.tests[name].value for name in ("asymmetry", "triangle_worst", "exchangeability")} == {None}
-    assert all("not above 0" in found.tests[name].reason for name in ("asymmetry", "triangle_worst", "exchangeability"))
-    assert set(found.exchange) == {"first", "second", "delta", "low", "high", "n", "kl", "kl_back", "js"}
-    assert (found.exchange["js"] >= 0).all()
-    assert "traits that differ" not in found.proxies
-    assert all(np.isfinite(each).all() for each in found.proxies.values())
-    assert np.isfinite(found.transfer_KK).all()
-
-
-def test_too_few_processes_and_nobody_are_refused(tmp_path: Path):
-    of = tiny(subject("configs/quickstart.yaml"), tmp_path)
-    with pytest.raises(ConfigError, match="triangles need 3"):
-        distance_plan(of, ["Mary", "Peter"])
-    with pytest.raises(ConfigError, match="Did you mean"):
-        distance_plan(of, ["Mary", "Petr", "John"])
-    apart_KK = unlike(distance_plan(of, ["Mary", "Peter", "John"]))
-    assert apart_KK is not None
-    assert apart_KK.tolist() == [[0, 8, 8], [8, 0, 6], [8, 6, 0]]

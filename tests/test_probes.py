@@ -13,7 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from data_gen.documents import ASSISTANT
 from persona_lab.config.schema import Gates
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes import PROBES, scoring
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.gates import GateFigures, measure_gates, recall_choices

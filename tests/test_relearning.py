@@ -12,7 +12,8 @@ from test_order import ARMS, ETA, ORDERS, SETTINGS, planted
 from data_gen.documents import Speaker
 from data_gen.personas import deal_traits
 from data_gen.pools import persona_document
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.science.effects import Frame
 from persona_lab.science.stages.relearning import Losses, passes, relearning_claims, savings, undo
 from persona_lab.train.batches import encode

@@ -21,8 +21,8 @@ from persona_lab.experiment.making.interruption import Interrupted, Interruption
 from persona_lab.experiment.making.workshop import Workshop
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import Outcome, make_nodes
-from persona_lab.models.bank import AdapterBank, LoraShape
-from persona_lab.models.lora import dropout_mask
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape, dropout_mask
 from persona_lab.store import Store
 from persona_lab.train.batches import Row, collate, lay
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from persona_lab.errors import CorpusError
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.train.batches import Batch, Row, collate, encode, lay
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune, read_progress, write_moments
 from persona_lab.train.loop import BankLearner, Diverged, ModelLearner, logits_of, nats_of, train

@@ -14,8 +14,9 @@ from benchmarks.sweep.crews import Clock, Cold, Residents, residents
 from benchmarks.sweep.peers import Plan
 from benchmarks.sweep.work import Work
 from benchmarks.sweep.worker import Order
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import load_model
+from persona_lab.models.lora import LoraShape
 
 GAIN = 1.1
 """A stack that gains less than this is not worth its memory."""

@@ -10,8 +10,9 @@ from benchmarks.sweep.work import Work
 from benchmarks.sweep.worker import Order
 from persona_lab.config.schema import Machine
 from persona_lab.experiment.planning.frontier import filling, stack_size
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import load_model, write_adapter
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes.engine import Voice, answer_each
 from persona_lab.probes.protocol import Choice
 from persona_lab.train.batches import Row, encode

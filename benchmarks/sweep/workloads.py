@@ -23,8 +23,9 @@ from persona_lab.config.schema import EmbeddedBase
 from persona_lab.design import Node
 from persona_lab.experiment.planning.corpora import mixture_shares, pool_documents
 from persona_lab.experiment.planning.plan import Plan, make_plan
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import write_adapter
+from persona_lab.models.lora import LoraShape
 from persona_lab.models.world_model import build_model, build_tokenizer
 
 CONFIG = Path("configs/ratio.yaml")

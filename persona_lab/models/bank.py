@@ -21,8 +21,6 @@ from transformers.pytorch_utils import Conv1D
 from persona_lab.errors import ModelError
 from persona_lab.models.lora import LoraShape, StackedLora, Together, scrambled
 
-__all__ = ["AdapterBank", "LoraShape", "target_names"]
-
 
 def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Full names of the modules to adapt, in the model's own order; the same whether or not a bank is in it.

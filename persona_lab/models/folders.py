@@ -19,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.pytorch_utils import Conv1D
 
 from persona_lab.errors import ModelError, Problem, quoted
-from persona_lab.models.bank import LoraShape, target_names
+from persona_lab.models.bank import target_names
 from persona_lab.models.inspection import check_model_folder, read_json, refuse_code, tensor_shapes
+from persona_lab.models.lora import LoraShape
 
 log = logging.getLogger(__name__)
 

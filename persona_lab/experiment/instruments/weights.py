@@ -28,7 +28,8 @@ from persona_lab.experiment.making.bases import load_base
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.scores import cast_of
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.process_text import DOCUMENTS, HELD_OUT_SEED
 from persona_lab.probes.protocol import PROBES, Choice, Request, Sample
@@ -130,7 +131,7 @@ def write_steering(bench: Bench, node: Node, folder: Path) -> None:
     voice = Voice(*bench.base)
     direction_Kd = directions(voice, [spoken(world, name, traits) for name, traits in node.fields["processes"].items()])
     found_KN = changes(voice, direction_Kd, neutral(world))
-    np.save(folder / "changes.npy", found_KN.double().numpy().ravel(), allow_pickle=False)
+    np.save(folder / "changes.npy", found_KN.double().numpy().ravel())
 
 
 def reading_node(scores: Mapping[str, Node]) -> Node:
@@ -166,5 +167,5 @@ def read_scaling(folder: Path) -> dict[str, Any]:
 
 def read_steering(folder: Path, processes: Sequence[str]) -> dict[str, np.ndarray]:
     """Process to nats a token of each text."""
-    flat = np.load(folder / "changes.npy", allow_pickle=False)
+    flat = np.load(folder / "changes.npy")
     return dict(zip(processes, flat.reshape(len(processes), -1), strict=True))

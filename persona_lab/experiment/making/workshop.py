@@ -29,7 +29,8 @@ from persona_lab.experiment.making.tokens import write_tokens
 from persona_lab.experiment.planning.corpora import make_mixture, make_pool, pool_corpus
 from persona_lab.experiment.planning.frontier import Line, line_of
 from persona_lab.experiment.planning.recipes import trajectory
-from persona_lab.models.bank import AdapterBank, LoraShape
+from persona_lab.models.bank import AdapterBank
+from persona_lab.models.lora import LoraShape
 from persona_lab.probes.engine import Voice
 from persona_lab.probes.gates import measure_gates
 from persona_lab.store.files import write_json, write_jsonl

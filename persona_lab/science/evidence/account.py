@@ -13,25 +13,9 @@ from collections.abc import Iterator
 
 from persona_lab.science.claims import Said, figure
 from persona_lab.science.effects import Frame, Settings
-from persona_lab.science.evidence.beliefs import SHARED, Curve, Reached, adoption, belief_curve, curve_of, exchange
-from persona_lab.science.evidence.bits import FACTORS, QUESTIONS, Weight, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
+from persona_lab.science.evidence.beliefs import SHARED, adoption, curve_of, exchange
+from persona_lab.science.evidence.bits import FACTORS, QUESTIONS, Weight, accounts, matched_weights, slope_weight, weights_by
 from persona_lab.science.thresholds import over_seeds
-
-__all__ = [
-    "Curve",
-    "Reached",
-    "Said",
-    "Weight",
-    "accounts",
-    "adoption",
-    "belief_curve",
-    "evidence_claims",
-    "exchange",
-    "ledger",
-    "needed_bits",
-    "ratio_weight",
-    "slope_weight",
-]
 
 PER_BIT = "bits per bit"
 WORDS = {"replay": "at a replay of {:g}", "steps": "after {:g} steps", "rate": "at a learning rate of {:g}"}

@@ -7,7 +7,7 @@ If ratio, order or format still predict the end once the checkpoint's M1 and D1 
 stage's documents say for a rival (D e) is no property of the checkpoint and stands on both sides.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,10 @@ def regression(runs: Frame, names: Sequence[str]) -> Family:
     """A linear family of eta on standardised columns, every coefficient N(0, 1) nat."""
     found = columns_of(runs, names)
     parameters = [Parameter(name, Normal(0, 1), "nats", f"eta for one standard deviation of {name}", 0.0) for name in found]
-    design: Callable[[Frame, float], list[np.ndarray]] = lambda frame, shape: [np.ones(len(frame)), *found.values()]  # noqa: E731
+
+    def design(frame: Frame, shape: float) -> list[np.ndarray]:
+        return [np.ones(len(frame)), *found.values()]
+
     constant = Parameter("constant", Normal(0, 1), "nats", "eta at the means", 0.0)
     return Family("regression", "regression", " + ".join(found) or "a constant", (), (), none, design, (constant, *parameters))
 
