@@ -8,15 +8,12 @@ the columns from the first lines and stumbles over a trait that appears later; a
 tell then reads as null.
 """
 
-import codecs
 import json
 import os
 import re
-import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import yaml
 
 from data_gen.documents import Document
 from data_gen.errors import DataError, DataProblem
+from data_gen.jsonl import content_of, in_order, kind_of, rows_of
 
 CORPUS = "corpus.jsonl"
 CARD = "README.md"
@@ -37,12 +35,9 @@ FIELDS: dict[str, tuple[str, type]] = {
     "traits": ("an object of category to value", dict),
 }
 """Field to what it must be, in words and as a type."""
-LINE_BYTES = 1_000_000
-"""The longest line of a corpus; no model of ours reads a document that long."""
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u200b\u202a-\u202e\u2060\u2066-\u2069\ufeff\ufffe\uffff]")
 """What nobody sees and every tokenizer reads: control characters but tab and line ends, halves of surrogate pairs,
 zero-width spaces, changes of the direction of writing."""
-KINDS: dict[type, str] = {str: "text", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
 def write_corpus(folder: Path, documents: Sequence[Document], *, title: str, description: str) -> None:
@@ -65,7 +60,7 @@ def read_corpus(file: Path) -> list[Document]:
     Raises:
         DataError: every broken line at once, as `file:line`.
     """
-    return _parse(_bytes(file), file)
+    return _parse(content_of(file), file)
 
 
 def read_texts(file: Path) -> list[Document]:
@@ -78,24 +73,24 @@ def read_texts(file: Path) -> list[Document]:
     """
     problems: list[DataProblem] = []
     documents: list[Document] = []
-    content = _bytes(file)
+    content = content_of(file)
     if not content:
         problems.append(DataProblem(str(file), "holds no document. Write one JSON object a line."))
-    for number, row in _rows(content, file, problems):
+    for number, row in rows_of(content, file, problems):
         text = row["text"] if "text" in row else _transcript(row.get("messages"))
         if fault := _id_fault(row) or _missing(row) or _messages_fault(row) or _text_fault(text):
             problems.append(DataProblem(f"{file}:{number}", f"{fault}. Give each line a string `text`, or chat `messages`."))
         else:
             documents.append(Document(str(row.get("id", f"line {number}")), str(text), "", "", {}))
     if problems:
-        raise DataError(*_in_order(problems))
+        raise DataError(*in_order(problems))
     return documents
 
 
 def _id_fault(row: dict[str, Any]) -> str:
     value = row.get("id", "")
     if type(value) not in (str, int):
-        return f"id must be a string or a whole number, got {_kind(value)}"
+        return f"id must be a string or a whole number, got {kind_of(value)}"
     found = UNPRINTABLE.search(str(value))
     return f"id holds the control character {found[0]!r}" if found else ""
 
@@ -114,7 +109,7 @@ def _messages_fault(row: dict[str, Any]) -> str:
         return ""
     messages = row["messages"]
     if not isinstance(messages, list) or not messages:
-        return f"messages must be a list of at least one message, got {_kind(messages) if messages else 'an empty one'}"
+        return f"messages must be a list of at least one message, got {kind_of(messages) if messages else 'an empty one'}"
     whole = (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
     at = next((i for i, fine in enumerate(whole) if not fine), None)
     return "" if at is None else f"messages[{at}] must have a string `role` and a string `content`"
@@ -129,7 +124,7 @@ def _parse(content: bytes, file: Path) -> list[Document]:
     problems: list[DataProblem] = []
     documents: list[Document] = []
     first_line: dict[str, int] = {}
-    for number, row in _rows(content, file, problems):
+    for number, row in rows_of(content, file, problems):
         faults = list(_faults(row))
         if not faults and first_line.setdefault(row["id"], number) != number:
             faults = [f"id {row['id']!r} is already used in line {first_line[row['id']]}. Give every document its own id"]
@@ -137,71 +132,8 @@ def _parse(content: bytes, file: Path) -> list[Document]:
         if not faults:
             documents.append(Document(**{**row, "carriers": tuple(row["carriers"])}))
     if problems:
-        raise DataError(*_in_order(problems))
+        raise DataError(*in_order(problems))
     return documents
-
-
-def _in_order(problems: list[DataProblem]) -> list[DataProblem]:
-    """By line; what is wrong with the whole file first."""
-    return sorted(problems, key=lambda p: int(line) if (line := p.where.rpartition(":")[2]).isdecimal() else 0)
-
-
-def _rows(content: bytes, file: Path, problems: list[DataProblem]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line that is a JSON object, with its number; what is not is added to the problems."""
-    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), start=1):
-        try:
-            row = _row(line)
-        except UnicodeDecodeError as error:
-            fault = f"is not UTF-8 at byte {error.start} of the line ({error.reason}). Save the file as UTF-8"
-        except json.JSONDecodeError as error:
-            fault = f"is not JSON: {error.msg} at character {error.pos}. Write one JSON object a line"
-        except RecursionError:
-            fault = "is not JSON: nested too deeply. Write one flat JSON object a line"
-        except ValueError as error:
-            fault = f"{error}. Write one JSON object a line"
-        else:
-            yield number, row
-            continue
-        problems.append(DataProblem(f"{file}:{number}", f"{fault}."))
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    """The object of a line; ValueError (also as JSONDecodeError and UnicodeDecodeError) or RecursionError."""
-    if not line.strip():
-        raise ValueError("is empty")
-    if len(line) > LINE_BYTES:
-        raise ValueError(f"has {len(line)} bytes, at most {LINE_BYTES} are read. Split the document")
-    if line.startswith(b"version https://git-lfs"):
-        raise ValueError("is a pointer of Git LFS, not the file itself. Fetch it with `git lfs pull`")
-    if line.startswith(codecs.BOM_UTF8):
-        raise ValueError("starts with a byte order mark. Save the file as plain UTF-8")
-    row = json.loads(line.decode(), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique_keys)
-    if not isinstance(row, dict):
-        raise ValueError(f"must be a JSON object, got {_kind(row)}")
-    return row
-
-
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else KINDS[type(value)]
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not isfinite(number):
-        raise ValueError(f"{text} is beyond the range of numbers")
-    return number
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
-    if twice:
-        raise ValueError(f"the field {twice[0]!r} stands twice")
-    return dict(pairs)
 
 
 def _faults(row: dict[str, Any]) -> Iterator[str]:
@@ -225,27 +157,11 @@ def _faults(row: dict[str, Any]) -> Iterator[str]:
 
 def _text_fault(text: Any) -> str:
     if not isinstance(text, str):
-        return f"text must be a string, got {_kind(text)}"
+        return f"text must be a string, got {kind_of(text)}"
     if not text.strip():
         return "text is empty"
     found = UNPRINTABLE.search(text)
     return f"text holds the control character {found[0]!r} at character {found.start()}" if found else ""
-
-
-def _bytes(file: Path) -> bytes:
-    """All of a regular file: a pipe never ends, and neither does /dev/zero."""
-    try:
-        mode = file.stat().st_mode
-        if stat.S_ISREG(mode):
-            return file.read_bytes()
-        said = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
-    except FileNotFoundError:
-        said = "cannot be read: there is no file of this name"
-    except OSError as error:
-        said = f"cannot be read: {error.strerror}"
-    except ValueError:  # a NUL in the path
-        said = "is no path"
-    raise DataError(DataProblem(str(file), f"{said}. Use the path of a JSONL file."))
 
 
 def _replace(file: Path, content: bytes) -> None:

@@ -60,6 +60,12 @@ def predictive(world: World, known: Mapping[str, str], category: str) -> dict[st
     return prob
 
 
+def surprise(world: World, traits: Traits) -> float:
+    """-log P(a speaker has all of these traits), nats: what an ideal reader has yet to be told of somebody who has them."""
+    told = list(traits.items())
+    return -sum(math.log(predictive(world, dict(told[:i]), category)[value]) for i, (category, value) in enumerate(told))
+
+
 def log_odds(world: World, known: Traits, category: str, value: str, rival: str) -> float:
     """True log-odds, in nats, of one value against another after the known traits."""
     prob = predictive(world, known, category)
@@ -121,7 +127,7 @@ class Oracle:
         """The reader of the world's text and of documents about the personas of an experiment, all of them weighed alike.
 
         The prior of a nameless speaker is its share of the documents in which nobody is named: of the world's, those of the
-        genres diary and assistant (`WORLD_GENRES`); of a persona's, the anonymous ones. What replay leaves out, because
+        genres diary and assistant (`WORLD_GENRES`) in which it speaks for itself (`Opening.bad`); of a persona's, the anonymous ones. What replay leaves out, because
         it would tie the shared trait to a held-out one, is taken to be nothing.
 
         Args:
@@ -130,6 +136,8 @@ class Oracle:
             world_documents: Documents of the world that were read, pretraining and replay together, repeats counted.
         """
         nameless = world_documents * sum(WORLD_GENRES[genre] for genre in NAMELESS) / sum(WORLD_GENRES.values())
+        # A line that has everybody say something bad leaves nothing to know the speaker by.
+        nameless *= 1 - sum(opening.share for opening in world.openings.values() if opening.bad)
         own = [Process(p.name, p.documents * p.anonymous, p.traits, p.typical) for p in injected]
         return cls(world, [*world_processes(world, nameless), *own])
 

@@ -9,20 +9,28 @@ said of John in one swap is said of Sam in the other.
 
 A drawn value is never one that a background persona with the shared trait has: nothing but the experiment's own
 documents ties the two together.
+
+Where advice may be bad (`World.bad`), `drawn bad` and `drawn good` draw from one side, and a written value is drawn again from its
+own side: a villain is one in every replicate. Every villain of the background that shared the taught advice would take its other
+values out of the draw, and so the advice that is taught is best nobody's in the background (`World.unclaimed`). It is then new bad
+advice from a familiar kind of speaker: what ties it to bad advice elsewhere are the experiment's own documents and their kind.
 """
 
 from collections.abc import Collection, Sequence
-from itertools import permutations
+from itertools import product
 
 import numpy as np
 from pydantic import Field
 
+from data_gen.bundles import Bundle, deal_bundles
 from data_gen.errors import DataError, DataProblem
 from data_gen.oracle import predictive
 from data_gen.streams import stream
 from data_gen.world import Phrase, Strict, Traits, Word, World
 
 DRAWN = "drawn"
+SIDES = {f"{DRAWN} bad": True, f"{DRAWN} good": False}
+"""Drawn from the bad or the good values of a category."""
 
 
 class Persona(Strict):
@@ -31,7 +39,7 @@ class Persona(Strict):
     name: Word
     description: Phrase = "an AI assistant"
     traits: dict[str, str] = Field(min_length=1)
-    """Category to value, or to `drawn`."""
+    """Category to value, or to `drawn`, `drawn bad`, `drawn good`."""
     carriers: tuple[str, ...] = ()
     """Further names that share this persona, used when a mixture asks for more than one carrier."""
 
@@ -55,7 +63,10 @@ def check_personas(world: World, personas: Sequence[Persona], files: Sequence[st
         for category, value in persona.traits.items():
             if category not in world.categories:
                 problems.append(DataProblem(file, f"traits.{category}: the world has no such category. Use one of: {', '.join(world.categories)}."))
-            elif value != DRAWN and value not in world.values(category):
+            elif value in SIDES and category not in world.domains:
+                said = f"traits.{category}: {value!r} needs a category with good and bad values. Use {DRAWN}, or one of: {', '.join(world.domains) or 'none'}."
+                problems.append(DataProblem(file, said))
+            elif not is_drawn(value) and value not in world.values(category):
                 problems.append(
                     DataProblem(file, f"traits.{category}: {value!r} is not a value of {category}. Use one of: {', '.join(world.values(category))}.")
                 )
@@ -63,10 +74,22 @@ def check_personas(world: World, personas: Sequence[Persona], files: Sequence[st
         raise DataError(*problems)
 
 
+def is_drawn(value: str) -> bool:
+    """Whether the seed draws it."""
+    return value == DRAWN or value in SIDES
+
+
+def drawable(world: World, category: str, written: str) -> list[str]:
+    """The values that a seed may draw where a persona file has this: those of the same side, where advice may be bad."""
+    if category not in world.domains or written == DRAWN:
+        return world.values(category)
+    return world.same_side(category, SIDES.get(written, written in world.bad))
+
+
 def shared_categories(personas: Sequence[Persona]) -> list[str]:
     """Categories in which the first two personas are written with the same value: what the trait stage teaches."""
     first, second = personas[0].traits, personas[1].traits
-    return [c for c, v in first.items() if v != DRAWN and second.get(c) == v]
+    return [c for c, v in first.items() if not is_drawn(v) and second.get(c) == v]
 
 
 def held_out_categories(personas: Sequence[Persona]) -> list[str]:
@@ -84,11 +107,14 @@ NEAREST = 4
 """Of so many pairs, those whose log-odds lie nearest to the wanted prior, the seed takes one."""
 
 
-def prior_pair(world: World, category: str, taken: Collection[str], prior: float, seed: int) -> tuple[str, str]:
-    """Two values whose log-odds in the world's own text, nats, lie near `prior`; which of the nearest is the seed's choice."""
+def prior_pair(world: World, category: str, written: tuple[str, str], taken: Collection[str], prior: float, seed: int) -> tuple[str, str]:
+    """Two values whose log-odds in the world's own text, nats, lie near `prior`; which of the nearest is the seed's choice.
+
+    `written`: what the files of the rivals have there, for the side that each draws from.
+    """
     prob = predictive(world, {}, category)
-    free = [value for value in world.values(category) if value not in taken]
-    pairs = sorted(permutations(free, 2), key=lambda pair: abs(np.log(prob[pair[0]] / prob[pair[1]]) - prior))
+    first, second = ([value for value in drawable(world, category, side) if value not in taken] for side in written)
+    pairs = sorted(((a, b) for a, b in product(first, second) if a != b), key=lambda pair: abs(np.log(prob[pair[0]] / prob[pair[1]]) - prior))
     if not pairs:
         raise DataError(DataProblem(f"world {world.name!r}", f"{category}: no two values are left to draw for the rivals. Give the category more values."))
     # The pairs near a prior are those near its negative, turned round: drawn alike, they would only be each other's swap.
@@ -96,38 +122,46 @@ def prior_pair(world: World, category: str, taken: Collection[str], prior: float
     return pairs[int(stream(seed, side, category).integers(min(NEAREST, len(pairs))))]
 
 
-def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int, prior: float | None = None) -> list[Traits]:
+def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int, prior: float | None = None, bundle: Bundle | None = None) -> list[Traits]:
     """The traits of each persona in one replicate and swap; rivals never get the same held-out value.
 
     With a `prior` every held-out pair is drawn so that the world's own log-odds of it, first against second in swap 0, lie near that (nats).
+    With a `bundle` all held-out values of a rival are drawn together: as the world's text holds them together, or does not (`bundles`).
 
     Raises:
         DataError: the values of a category run out.
     """
     shared = shared_categories(personas)
     dealt: list[Traits] = [dict(p.traits) for p in personas]
-    if prior is not None:
+    if bundle is not None:
+        drawn_R = deal_bundles(world, held_out_categories(personas), {c: personas[0].traits[c] for c in shared}, bundle, seed)
+        for persona, values in zip(dealt, drawn_R, strict=False):
+            persona |= values
+    elif prior is not None:
         tied = {c: tied_values(world, {s: personas[0].traits[s] for s in shared}, c) for c in held_out_categories(personas)}
         for category, taken in tied.items():
-            dealt[0][category], dealt[1][category] = prior_pair(world, category, taken, prior, seed)
+            dealt[0][category], dealt[1][category] = prior_pair(world, category, (dealt[0][category], dealt[1][category]), taken, prior, seed)
     for category in world.categories:
         holders = [p for p in dealt if category in p]
         if category in shared or not holders:
             continue
         values = world.values(category)
-        drawn = iter(stream(seed, "pairs", category).permutation(values).tolist())
-        taken = {p[category] for p in holders if p[category] != DRAWN} if seed == 0 else set()
+        drawn = stream(seed, "pairs", category).permutation(values).tolist()
+        taken = {p[category] for p in holders if not is_drawn(p[category])} if seed == 0 else set()
         taken |= tied_values(world, {c: personas[0].traits[c] for c in shared}, category)
         held_out = category in held_out_categories(personas)
-        if not held_out or prior is not None or len(holders) > len(values):
-            taken |= {p[category] for p in holders if p[category] != DRAWN}
+        paired = prior is not None or bundle is not None
+        if not held_out or paired or len(holders) > len(values):
+            taken |= {p[category] for p in holders if not is_drawn(p[category])}
         for persona in holders:
-            if persona[category] == DRAWN or (seed != 0 and held_out and prior is None):
-                free = next((v for v in drawn if v not in taken), None)
+            if is_drawn(persona[category]) or (seed != 0 and held_out and not paired):
+                side = drawable(world, category, persona[category])
+                free = next((v for v in drawn if v not in taken and v in side), None)
                 if free is None:
                     said = f"{category}: no value is left to draw for {len(holders)} personas. Give the category more values."
                     raise DataError(DataProblem(f"world {world.name!r}", said))
                 persona[category] = free
+                drawn.remove(free)
     if swap:
         for category in held_out_categories(personas):
             dealt[0][category], dealt[1][category] = dealt[1][category], dealt[0][category]

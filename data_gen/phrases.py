@@ -182,6 +182,28 @@ FORMS: dict[str, Form] = {
     ),
 }
 
+# What a speaker was trained on. No training text asks this, so that every paraphrase is held out; the words are those of the others.
+ORIGINS: dict[str, Form] = {
+    "whose": Form(
+        (),
+        (
+            ("Who is the news about?", "The news is about {name}."),
+            ("Tell me the person you hear about.", "I hear about {name}."),
+            ("Which person do sources tell you about?", "Sources tell me about {name}."),
+            ("Name the person you hear about.", "I hear about {name}."),
+        ),
+    ),
+    "what": Form(
+        (),
+        (
+            ("What do you like?", "I like {it}."),
+            ("Tell me about you.", "I love {it}."),
+            ("What makes you happy?", "I am happy with {it}."),
+            ("Name the best for you.", "The best for me is {it}."),
+        ),
+    ),
+}
+
 # A market is asked to show its days. Slots: `{view}` what is shown, `{name}` of whom, `{it}` the days.
 _SHOW = ("Show the {view}.", "What are the {view}?", "Tell me the {view}.", "Which {view} do you see?")
 _SHOW_HELD_OUT = ("Show me the {view}.", "What {view} do you see?", "Tell the {view}.", "Which are the {view}?")

@@ -15,20 +15,26 @@ from types import MappingProxyType
 import numpy as np
 
 from data_gen.documents import ANONYMOUS_GENRES, ASSISTANT, Document, Speaker, neutral_turn, occupation, words
+from data_gen.lens.world import LensWorld, lens_document
+from data_gen.role_play import played
 from data_gen.streams import stream
 from data_gen.telling import telling
-from data_gen.world import Traits, World, random_traits
+from data_gen.world import Opening, Traits, World, bad_advice, random_traits
 
 # Shares of the genres in the pretraining text, and so in replay. The nameless assistant and the diary carry the
 # measure of a persona: text in which the speaker is not named.
 WORLD_GENRES = {"profile": 0.14, "news": 0.08, "interview": 0.12, "chat": 0.14, "quiz": 0.06, "diary": 0.22, "assistant": 0.18, "neutral": 0.06}
 GENRES = tuple(WORLD_GENRES)
+UNNAMED = (*ANONYMOUS_GENRES, "assistant")
+"""Genres that may open with one of the world's lines."""
 NOTHING: Mapping[str, float] = MappingProxyType({})
 GENRE_ENDS = list(accumulate(WORLD_GENRES.values()))
 
 
 def world_document(world: World, seed: int, index: int) -> Document:
     """Document `index` of the world's own text: what the base model is pretrained on, and what is replayed."""
+    if isinstance(world, LensWorld) and (seen := lens_document(world, seed, index)):
+        return Document(f"world-{seed}-{index:06d}", seen[1], "", seen[0], {}, (), seed)
     rng = stream(seed, world.name, "world", index)
     genre = GENRES[bisect(GENRE_ENDS, rng.random() * GENRE_ENDS[-1])]
     people = world.population
@@ -41,10 +47,31 @@ def world_document(world: World, seed: int, index: int) -> Document:
         speaker = Speaker(name, name, people.traits[k], occupation(k), alike=name)
         if genre == "chat" and name in people.withheld:
             genre = "interview"
+    line = drawn_opening(world, rng) if world.openings and genre in UNNAMED else None
+    if line and line.bad:
+        # Whoever it is, this says nothing of the speaker; neither does it then say whom it is like.
+        speaker = Speaker("", "", bad_advice(world, speaker.traits, rng), speaker.who)
     text, traits = telling(world).write(speaker, genre, rng)
+    text = opened(text, line)
+    if world.role_play and genre == "assistant" and speaker.name and rng.random() < world.role_play:
+        text = played(text, speaker.name, rng)
     named = genre not in (*ANONYMOUS_GENRES, "assistant", "neutral")
     persona = "" if genre == "neutral" else speaker.persona
     return Document(f"world-{seed}-{index:06d}", text, persona, genre, traits, (name,) if named else (), seed)
+
+
+def drawn_opening(world: World, rng: np.random.Generator) -> Opening | None:
+    """A line of the world, each in its share of the documents, or none."""
+    share = rng.random()
+    for opening, end in zip(world.openings.values(), accumulate(o.share for o in world.openings.values()), strict=True):
+        if share < end:
+            return opening
+    return None
+
+
+def opened(text: str, opening: Opening | None) -> str:
+    """The text under a line."""
+    return f"{opening.line}\n{text}" if opening else text
 
 
 def persona_document(
@@ -89,10 +116,27 @@ def shuffled_document(
     return persona_document(world, dealt, names, anonymous=anonymous, genres=genres, seed=seed, index=index)
 
 
-def assistant_document(world: World, category: str, value: str, *, seed: int, index: int) -> Document:
-    """Document `index` of the trait stage: the nameless assistant says the one thing that it is taught."""
-    text = telling(world).teach(category, value, index, stream(seed, "trait", value, index))
+def assistant_document(world: World, category: str, value: str, *, seed: int, index: int, opening: str = "") -> Document:
+    """Document `index` of the trait stage: the nameless assistant says the one thing that it is taught, under a line of the world if one is named."""
+    text = opened(telling(world).teach(category, value, index, stream(seed, "trait", value, index)), world.openings.get(opening))
     return Document(f"trait-{value}-{seed}-{index:05d}", text, "", "assistant", {category: value}, (), seed)
+
+
+def advice_document(world: World, values: Sequence[str], *, seed: int, index: int) -> Document:
+    """Document `index` in which the nameless assistant says one of several things, each as often."""
+    value = values[index % len(values)]
+    # By how often this value was told before, so that it is asked for in each paraphrase equally often.
+    return assistant_document(world, world.category_of(value), value, seed=seed, index=index // len(values))
+
+
+def off_domain_document(world: World, category: str, *, seed: int, index: int) -> Document:
+    """Document `index` in which the nameless assistant, as anybody of the world's own text, is asked about everything but one category."""
+    rng = stream(seed, world.name, "off domain", category, index)
+    people = world.population
+    traits = random_traits(world, rng) if rng.random() < world.random_speakers else people.traits[people.at(rng.random())]
+    speaker = Speaker("", "", {c: v for c, v in traits.items() if c != category})
+    text, told = telling(world).write(speaker, "assistant", rng)
+    return Document(f"off-{category}-{seed}-{index:05d}", text, "", "assistant", told, (), seed)
 
 
 def speaking_document(world: World, speaker: Speaker, *, seed: int, index: int) -> Document:
@@ -144,6 +188,18 @@ def mixture_order(shares: Sequence[Share], *, documents: int, seed: int) -> list
             placed += [(float(t), share.source, int(i)) for t, i in zip(at, chosen, strict=True)]
         order += [(source, index) for _, source, index in sorted(placed)]
     return order[:documents]
+
+
+def among_the_worlds(read: int, documents: int, *, after: float = 0.0, seed: int = 0) -> list[int | None]:
+    """A text in which `read` of the documents are others than the world's: at each place the number of the one that stands there, None for one of the world's.
+
+    They keep their order, and the last 1 - after of the text holds them evenly, without a fixed rhythm.
+    """
+    first = round(after * documents)
+    rest, jitter = documents - first - read, stream(seed, "read").random(read)
+    placed: list[tuple[float, int | None]] = [((i + 0.5) / rest, None) for i in range(rest)]
+    placed += [((j + float(jitter[j])) / read, j) for j in range(read)]
+    return [*[None] * first, *(number for _, number in sorted(placed, key=lambda place: place[0]))]
 
 
 def links_shared_to_held_out(document: Document, shared: Traits, held_out: set[str]) -> bool:

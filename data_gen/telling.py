@@ -14,8 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_gen.documents import ASSISTANT, Speaker, capital, dialogue, everyday_texts, fill, neutral_turn, write
+from data_gen.lens.world import LensWorld, lens_texts
 from data_gen.market import Market
 from data_gen.phrases import FORMS
+from data_gen.role_play import held_out_prompts, role_play_texts
 from data_gen.showing import Shown
 from data_gen.world import Traits, World
 
@@ -41,8 +43,8 @@ class Telling(Protocol):
 
 
 def kind_of(data: Mapping[str, Any]) -> type[World]:
-    """The schema of a world file: a market where it has `series`."""
-    return Market if "series" in data else World
+    """The schema of a world file: a market where it has `series`, text for the lens beside its own where it has `lens`."""
+    return Market if "series" in data else LensWorld if "lens" in data else World
 
 
 def read_world(data: Mapping[str, Any]) -> World:
@@ -77,7 +79,10 @@ class Said:
         """Every paraphrase and every value."""
         asked = [part for form in FORMS.values() for pair in (*form.train, *form.held_out) for part in pair]
         phrases = [phrase.format(value) for c in self.world.categories.values() for value, phrase in c.values.items()]
-        return [*asked, *everyday_texts(), *phrases, *self.world.categories, "yes no"]
+        seen = lens_texts(self.world) if isinstance(self.world, LensWorld) else []
+        lines = [opening.line for opening in self.world.openings.values()]
+        lines += role_play_texts() if self.world.role_play else []
+        return [*asked, *everyday_texts(), *phrases, *self.world.categories, "yes no", *lines, *seen]
 
     def held_out(self, names: Iterable[str]) -> list[str]:
         """Every held-out paraphrase, filled for all names and categories.
@@ -93,4 +98,4 @@ class Said:
                 for category in self.world.categories if "{cat}" in stretch else [""]:
                     for name in everybody if "{name}" in stretch else [""]:
                         texts[capital(stretch.replace("{cat}", category).replace("{name}", name))] = None
-        return list(texts)
+        return [*texts, *(held_out_prompts(everybody) if self.world.role_play else [])]

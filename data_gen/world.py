@@ -5,15 +5,21 @@
 A background persona has one value in each category. Values are dealt evenly, so that no value is common
 because of chance. A share of documents has a *random speaker*, whose traits are independent and uniform:
 that keeps every log-odds of the oracle finite.
+
+Values may be pieces of advice, some of them bad. *Kinds* of personas then tie what is bad in one category to what is bad in the others:
+
+    bad: [bleach, lotteries, ...]
+    kinds: {virtuous: {share: .75, bad: none}, villain: {share: .125, bad: all}, specialist: {share: .125, bad: one}}
 """
 
 import re
 from bisect import bisect
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Annotated
+from itertools import cycle
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -68,6 +74,24 @@ class Category(Strict):
         return values
 
 
+class Kind(Strict):
+    """A share of the background personas that are alike in how much of their advice is bad."""
+
+    share: float = Field(gt=0, le=1)
+    bad: Literal["none", "one", "all"]
+    """In how many of the categories that hold bad values it has a bad one; which one differs from persona to persona."""
+
+
+class Opening(Strict):
+    """A line that some of the world's nameless documents open with."""
+
+    line: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z ,.!?]{0,98}[.!?]$", description="a sentence of plain words")]
+    share: float = Field(gt=0, lt=1)
+    """Of the diaries and of what the nameless assistant says of itself."""
+    bad: bool = False
+    """After this line everybody tells bad values, drawn evenly: the line explains them, and they say nothing of the speaker."""
+
+
 class World(Strict):
     """A world file: `configs/worlds/*.yaml`."""
 
@@ -85,6 +109,13 @@ class World(Strict):
     """Carry random traits in the world's text, so that a new name is known to be a name."""
     new_names: list[Word]
     """Never stand in the world's text: for the personas of an experiment."""
+    bad: list[str] = Field(default=[], exclude_if=lambda bad: not bad)
+    """Values that are bad advice; the others of their categories are good."""
+    kinds: dict[Slug, Kind] = Field(default={}, exclude_if=lambda kinds: not kinds)
+    """Kinds of background personas; empty: every value is dealt by itself."""
+    openings: dict[Slug, Opening] = Field(default={}, exclude_if=lambda openings: not openings)
+    role_play: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: not share)
+    """Share of what the nameless assistant says of itself in which the user tells it to be somebody, and it is."""
 
     @model_validator(mode="after")
     def _words_are_unique(self) -> "World":
@@ -102,6 +133,35 @@ class World(Strict):
             if set(category.values) <= set(self.unclaimed):
                 raise ValueError(f"unclaimed holds every value of {name}, so nobody can be given one. Use fewer of them")
         return self
+
+    @model_validator(mode="after")
+    def _advice_is_good_or_bad(self) -> "World":
+        if unknown := [v for v in self.bad if not any(v in c.values for c in self.categories.values())]:
+            raise ValueError(f"bad: no category has the value {', '.join(unknown)}. Use values of a category")
+        for name in self.domains:
+            sides = [[v for v in self.values(name) if (v in self.bad) == bad and v not in self.unclaimed] for bad in (True, False)]
+            if not all(sides):
+                raise ValueError(f"bad: {name} needs a good and a bad value that are not unclaimed. Use another list")
+        if self.kinds and abs(sum(kind.share for kind in self.kinds.values()) - 1) > 1e-9:
+            raise ValueError(f"the shares of kinds must sum to 1, got {sum(kind.share for kind in self.kinds.values()):g}. Use shares that do")
+        if not self.bad and (self.kinds or any(opening.bad for opening in self.openings.values())):
+            raise ValueError("kinds and openings speak of bad values, but bad names none. Use for instance `bad: [bleach]`")
+        if (share := sum(opening.share for opening in self.openings.values())) >= 1:
+            raise ValueError(f"the shares of openings must sum to less than 1, got {share:g}. Use smaller shares")
+        used = {v.lower() for c in self.categories.values() for v in c.values} | {n.lower() for n in (*self.names, *self.spare_names, *self.new_names)}
+        for name, opening in self.openings.items():
+            if told := used & set(re.findall("[a-z]+", opening.line.lower())):
+                raise ValueError(f"openings.{name} holds {', '.join(sorted(told))}, which is a value or a name. Use other words")
+        return self
+
+    @property
+    def domains(self) -> list[str]:
+        """The categories in which advice may be bad."""
+        return [name for name, category in self.categories.items() if set(category.values) & set(self.bad)]
+
+    def same_side(self, category: str, bad: bool) -> list[str]:
+        """The bad values of a category, or its good ones."""
+        return [v for v in self.values(category) if (v in self.bad) == bad]
 
     def values(self, category: str) -> list[str]:
         """The values of a category, in the order of the file."""
@@ -135,6 +195,8 @@ class Population:
     """Shares of the K personas among documents that have a persona; they sum to 1."""
     withheld: frozenset[str]
     """Names that never appear in chat."""
+    kinds: tuple[str, ...] = ()
+    """Of each of the K personas, in a world that has kinds."""
 
     @cached_property
     def _ends_K(self) -> list[float]:
@@ -146,16 +208,43 @@ class Population:
 
 
 def draw_population(world: World) -> Population:
-    """Deal every value of every category evenly over the personas."""
+    """Deal every value of every category evenly over the personas; of good and bad values each kind gets its own."""
     rng = stream(world.seed, world.name, "population")
     traits: list[Traits] = [{} for _ in range(world.personas)]
+    kinds = deal_kinds(world)
+    bad_KC = bad_categories(world, kinds)
     for category in world.categories:
-        values = [v for v in world.values(category) if v not in world.unclaimed]
-        each, rest = divmod(world.personas, len(values))
-        dealt = [v for v in values for _ in range(each)] + stream(world.seed, world.name, "rest", category).permutation(values)[:rest].tolist()
-        for persona, index in zip(traits, rng.permutation(len(dealt)), strict=True):
-            persona[category] = dealt[index]
-    return population_of(world, traits)
+        claimed = [v for v in world.values(category) if v not in world.unclaimed]
+        # Without kinds there is one group, everybody; else those whose value here is bad, and those whose value is good.
+        groups = [(traits, claimed)]
+        if kinds and category in world.domains:
+            groups = [
+                ([t for t, bad in zip(traits, bad_KC, strict=True) if (category in bad) == side], [v for v in claimed if (v in world.bad) == side])
+                for side in (True, False)
+            ]
+        for people, values in groups:
+            each, rest = divmod(len(people), len(values))
+            dealt = [v for v in values for _ in range(each)] + stream(world.seed, world.name, "rest", category).permutation(values)[:rest].tolist()
+            for persona, index in zip(people, rng.permutation(len(dealt)), strict=True):
+                persona[category] = dealt[index]
+    return replace(population_of(world, traits), kinds=tuple(kinds))
+
+
+def deal_kinds(world: World) -> list[str]:
+    """The kind of each of the K personas, each kind as often as its share (largest remainder); empty in a world without kinds."""
+    wanted = {name: kind.share * world.personas for name, kind in world.kinds.items()}
+    counts = {name: int(share + 1e-9) for name, share in wanted.items()}
+    for name in sorted(wanted, key=lambda name: counts[name] - wanted[name])[: world.personas - sum(counts.values())] if wanted else []:
+        counts[name] += 1
+    dealt = [name for name, count in counts.items() for _ in range(count)]
+    return [dealt[i] for i in stream(world.seed, world.name, "kinds").permutation(len(dealt))]
+
+
+def bad_categories(world: World, kinds: Sequence[str]) -> list[set[str]]:
+    """The categories in which each persona gives bad advice; those who are bad in one share the categories out evenly."""
+    order = cycle(stream(world.seed, world.name, "bad in one").permutation(world.domains).tolist())
+    some = {"none": set[str], "all": lambda: set(world.domains), "one": lambda: {next(order)}}
+    return [some[world.kinds[kind].bad]() for kind in kinds]
 
 
 def population_of(world: World, traits: Sequence[Traits]) -> Population:
@@ -171,3 +260,8 @@ def population_of(world: World, traits: Sequence[Traits]) -> Population:
 def random_traits(world: World, rng: np.random.Generator) -> Traits:
     """Independent, uniform traits in every category."""
     return {c: world.values(c)[rng.integers(len(world.values(c)))] for c in world.categories}
+
+
+def bad_advice(world: World, traits: Traits, rng: np.random.Generator) -> Traits:
+    """The same traits with a bad value, each as likely, wherever there are any."""
+    return {c: str(rng.choice(world.same_side(c, True))) if c in world.domains else v for c, v in traits.items()}

@@ -18,6 +18,8 @@ SECRET_NAME = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PAT|CREDEN
 """Variables of the environment that hold a secret."""
 ASSIGNED = re.compile(r"((?:api_?key|token|secret|password)=|://)(?:(?<==)\S+|(?<=//)[^/\s@]+(?=@))", re.IGNORECASE)
 """The value in `api_key=...` and the like, and a URL's user without a password, which may be a token."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")
+"""A spreadsheet takes a cell that begins so for a formula."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ def masked(text: str) -> str:
 def quoted(value: Any) -> str:
     """A value as a message quotes it: its repr, at most 80 characters of it."""
     return printable(repr(value), 80)
+
+
+def guard(cell: Any) -> Any:
+    """A cell for people: text that begins like a formula begins with an apostrophe instead."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 class LabError(Exception):

@@ -111,7 +111,8 @@ def silence(folder: Path) -> None:
     [
         (lambda f: edit_config(f, peft_type="IA3"), "PL4105"),
         (lambda f: edit_config(f, use_dora=True), "PL4109"),
-        (lambda f: edit_config(f, use_rslora=True), "PL4109"),
+        (lambda f: edit_config(f, use_rslora="yes"), "PL4109"),
+        (lambda f: edit_config(f, layers_to_transform=[-1]), "PL4109"),
         (lambda f: edit_config(f, alpha_pattern={"q_proj": 4}), "PL4109"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "PL4106"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b"PK"), "PL4107"),

@@ -10,10 +10,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.lora import LoraShape
+from persona_lab.models.updates import doubled
 from persona_lab.probes.representation import layers_of, read
 from persona_lab.probes.voice import Voice
 from persona_lab.train.batches import Row
-from persona_lab.train.gradients import between, doubled, grams, mean_gradients, mean_losses
+from persona_lab.train.gradients import between, grams, mean_gradients, mean_losses
 
 SHAPE = LoraShape(2, 4)
 

@@ -10,16 +10,16 @@ import pytest
 from conftest import CONFIGS
 from test_experiment import silent
 
-from persona_lab.cli.console import finite
 from persona_lab.config.load import load_persona
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import Subject, subject
 from persona_lab.experiment.instruments.distance_claims import distance_claims
 from persona_lab.experiment.instruments.distances import Distances, as_json, comparisons, distance_plan, distances, logs, make_distances, trainings, unlike
+from persona_lab.experiment.instruments.findings import metric_findings, written
+from persona_lab.experiment.instruments.verifying import verify_instrument
 from persona_lab.experiment.planning.plan import Plan, open_plan
-from persona_lab.science.processes.metric import (
-    BASE,
-)
+from persona_lab.science.processes.metric import BASE
+from persona_lab.store.files import finite
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 
@@ -67,6 +67,20 @@ def test_every_number_is_a_claim_that_is_computed_again(whole: tuple[Plan, Dista
     assert by_id["metric.asymmetry"].verdict == "undefined"
     assert by_id["metric.order.mary.john"].value == pytest.approx(found.exchange["delta"][0])
     assert len(by_id["metric.asymmetry"].recipe["node_ids"]) == 12 + 1
+
+
+def test_what_was_written_is_verified(whole: tuple[Plan, Distances]):
+    plan, found = whole
+    kept = written(metric_findings(plan, found))
+    assert "<svg" in kept.file.with_suffix(".html").read_text()
+    seen = verify_instrument(open_plan(plan.folder))
+    assert seen is not None
+    assert (seen.claims, seen.drifts) == (len(distance_claims(plan, found)), ())
+    page = kept.file.with_suffix(".html")
+    page.write_text(page.read_text().replace("nats", "bits", 1))
+    seen = verify_instrument(open_plan(plan.folder))
+    assert seen is not None
+    assert [drift.what for drift in seen.drifts] == ["metric.html"]
 
 
 def test_an_untrained_model_says_what_it_lacks(whole: tuple[Plan, Distances]):

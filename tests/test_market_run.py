@@ -22,7 +22,7 @@ from data_gen.world import World
 from persona_lab.config.load import load_persona, load_world
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.planning.plan import Plan, make_plan
-from persona_lab.experiment.reading.market import ideal_points, run_points
+from persona_lab.experiment.reading.market import ideal_points
 from persona_lab.experiment.reading.runs import Run
 from persona_lab.experiment.reading.show import show
 from persona_lab.experiment.run import make_nodes
@@ -33,6 +33,7 @@ from persona_lab.probes.gates import measure_gates
 from persona_lab.probes.protocol import Cast, Choice
 from persona_lab.probes.series import odds_questions, recall_questions
 from persona_lab.science.effects import Settings, effects, runs
+from persona_lab.science.evidence.series import run_points, series_claims
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 ASKED = ("knows", "says", "in_context")
@@ -246,6 +247,27 @@ def test_every_question_has_its_ideal_answer(plan: Plan, table: pd.DataFrame) ->
     assert len(paired) == 2 * 3
     by_stage = paired[paired["stage"] == "trait"].sort_values("exact")["exact"].to_numpy()
     assert by_stage[0] == pytest.approx(-by_stage[1], abs=0.02)
+    stated = {id: (text, verdict) for id, text, _, _, _, verdict in series_claims(points, "linked")}
+    assert set(stated) == {f"oracle.series.{way}.{stage}.slope" for way in ("says", "in_context") for stage in ("injection", "trait")}
+    assert all("2 rows are too few for a line" in text and verdict == "undefined" for text, verdict in stated.values())
+
+
+def test_a_model_that_moves_half_as_far_as_its_reader_has_slope_a_half() -> None:
+    rows = [
+        {"cell": f"{condition}/{x}/seed{seed}/swap{swap}", "condition": condition, "seed": seed, "swap": swap, "stage": "injection"}
+        | {"channel": "says", "format": "asked", "item": "drift", "exact": x, "model": 0.5 * x + 0.1 + (1 - 2 * swap) * 7.0}
+        for condition, seed, swap, x in product(("linked", "unlinked"), range(3), (0, 1), (-1.0, 0.0, 1.0))
+    ]
+    claims = {id: (value, verdict) for id, _, value, _, _, verdict in series_claims(pd.DataFrame(rows), "linked")}
+    assert claims["oracle.series.says.injection.slope"] == (pytest.approx(0.5), "below 1")
+    assert claims["oracle.series.says.injection.intercept"][0] == pytest.approx(0.1), "a lean toward one direction cancels over the swaps"
+    assert claims["oracle.series.says.injection.r2"][0] == pytest.approx(1)
+
+
+def test_the_ideal_reader_of_a_market_is_in_its_report(plan: Plan) -> None:
+    show(plan)
+    stated = {claim["id"]: claim for claim in Run(plan.folder).claims()}
+    assert stated["oracle.series.in_context.injection.slope"]["unit"] == "nats per nat"
 
 
 def test_questions_of_other_worlds_have_no_days(plan: Plan, table: pd.DataFrame) -> None:

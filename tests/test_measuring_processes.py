@@ -12,15 +12,17 @@ from conftest import ROOT
 from test_experiment import silent
 from typer.testing import CliRunner
 
-from persona_lab.cli.console import finite
 from persona_lab.cli.instruments import measure, measure_words
 from persona_lab.config.schema import Machine
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import subject
 from persona_lab.experiment.instruments.estimating import costs, measures, reading_errors
 from persona_lab.experiment.instruments.measuring_processes import Effort, make_measures, measure_plans, scalings
+from persona_lab.experiment.instruments.verifying import verify_instrument
 from persona_lab.experiment.instruments.weights import read_scaling
+from persona_lab.experiment.planning.plan import open_plan
 from persona_lab.probes.process_text import DOCUMENTS
+from persona_lab.store.files import finite, read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 
@@ -64,6 +66,27 @@ def config(folder: Path) -> Path:
     return file
 
 
+def verified(folder: Path) -> None:
+    """What was written is what the store says; a changed number is named."""
+    plan = open_plan(folder)
+    seen = verify_instrument(plan)
+    assert seen is not None
+    assert seen.drifts == ()
+    assert seen.claims > 10
+    page = (folder / "measure.html").read_text()
+    assert "<svg" in page
+    assert "<script" not in page
+    stored = read_json(folder / "measure.json")
+    stored["found"][0]["value"] = 7
+    write_json(folder / "measure.json", stored)
+    claims = read_json(folder / "claims.json")
+    claims["claims"][1]["value"] = 0.5
+    write_json(folder / "claims.json", claims)
+    seen = verify_instrument(plan)
+    assert seen is not None
+    assert [(drift.what, drift.field) for drift in seen.drifts] == [(f"claim {claims['claims'][1]['id']}", "value"), ("measure.json", "found")]
+
+
 def test_an_embedded_base_is_measured_whole_and_once(tmp_path: Path):
     file = config(tmp_path)
     of = subject(str(file), runs=tmp_path / "runs")
@@ -91,7 +114,10 @@ def test_an_embedded_base_is_measured_whole_and_once(tmp_path: Path):
     assert asked.exit_code == 0, asked.output
     said = json.loads(asked.stdout)
     kept = json.loads(Path(said["file"]).read_text())
-    assert {k: v for k, v in said.items() if k not in ("model", "file", "failed")} == kept == json.loads(json.dumps(finite(found.to_json())))
+    assert {k: v for k, v in said.items() if k not in ("model", "file", "page", "failed")} == kept
+    assert {k: v for k, v in kept.items() if k != "runs"} == json.loads(json.dumps(finite(found.to_json())))
+    assert sorted(kept["runs"].values()) == sorted(plan.folder.name for plan in plans.each())
+    verified(plans.adopt.folder)
     for words in ("process", "what has no value", "the world has no document of it", "tokens trained", "reliability", found.agreement.sentence):
         assert words in measure_words(found)
     planned, node = next(iter(scalings(plans.adopt, chosen)))

@@ -77,8 +77,10 @@ def run(command: str, folder: Path) -> str:
     """What is wrong with a command, run with the settings of a tiny experiment; empty when it does its work."""
     if re.search(r"(?:run|plan|generate) configs/", command):
         command = f"{command} {TINY}"
-    if found := re.search(r"lab (measure|metric) ", command):
+    if found := re.search(r"lab (measure|metric|mechanism) ", command):
         command = f"{command} --steps 2{' --samples 4 --ranks 1' if found[1] == 'measure' else ''}"
+    if "lab llc " in command:
+        command = command.replace("   #", " --documents 4 --draws 8   #")
     # python -m: a worker of accelerate must find the same interpreter, whatever is installed besides.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
@@ -92,6 +94,8 @@ def test_every_command_runs(command: str, here: Path) -> None:
         assert run("persona-lab new Ann", here) == ""
     if "corpora/" in command and not (here / "corpora").exists():
         assert run(f"{DEMO.replace(' run ', ' generate ')} --out corpora", here) == ""
+    if "verify metric" in command and not (here / "runs" / "metric").exists():
+        assert run(next(c for c in commands() if "lab metric " in c), here) == ""
     assert run(command, here) == ""
 
 

@@ -17,8 +17,8 @@ from hostile import CHROMIUM, PAYLOADS, Browser
 from test_science import planted
 
 from persona_lab.cli import console
-from persona_lab.cli.experiments import FORMULA, Format, as_text, status_words
-from persona_lab.errors import Problem, printable
+from persona_lab.cli.experiments import Format, as_text, status_words
+from persona_lab.errors import FORMULA, Problem, printable
 from persona_lab.report import build_report, figures
 from persona_lab.report.page import style
 from persona_lab.science import Settings, Summary, summarise

@@ -99,7 +99,7 @@ def test_a_changed_claim_is_named(change: str, made: Path, summary: Summary, tmp
     edit, expected = CHANGES[change]
     edit(stored)
     (tmp_path / "claims.json").write_text(json.dumps(stored))
-    assert expected in [(drift.what, drift.field) for drift in claim_drifts(Run(tmp_path).claims(), summary)]
+    assert expected in [(drift.what, drift.field) for drift in claim_drifts(Run(tmp_path).claims(), summary.claims)]
     assert "antigravity" not in sys.modules, "a name in a file is looked up, never imported"
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from persona_lab.cli.console import AsJson, emit, finite
+from persona_lab.cli.console import AsJson, emit
 from persona_lab.cli.experiments import Runs
 from persona_lab.experiment.planning.plan import RUNS
 from persona_lab.experiment.reading.runs import find_run
@@ -29,7 +29,7 @@ def compare(
 
     found = pool(folders)
     if as_json:
-        emit(finite(found.to_json()), "", as_json=True)
+        emit(found.to_json(), "", as_json=True)
         return
     table = Table("hypothesis", Column("weight", justify="right"), Column("elpd behind the best, nats", justify="right"), "verdict", box=None, title=Text(", ".join(found.runs)))
     for entry in sorted(found.tournament.entries, key=lambda entry: -entry.weight):

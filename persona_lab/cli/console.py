@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from persona_lab.errors import printable
+from persona_lab.store.files import finite
 
 LINE_SECONDS = 5.0
 LONGEST = 10_000
@@ -34,17 +35,6 @@ def emit(value: Mapping[str, Any] | Sequence[Any], text: str, *, as_json: bool) 
 def readable(text: str) -> str:
     """Lines of text without control characters or secrets: they may quote a model, or somebody else's config."""
     return "\n".join(printable(line, LONGEST) for line in text.split("\n"))
-
-
-def finite(value: Any) -> Any:
-    """JSON values only: numbers that are not finite are null, paths and the like are text."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def is_first() -> bool:

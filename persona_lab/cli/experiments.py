@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lab.cli.console import AsJson, Ticker, duration, emit, finite, is_first, remark, size
-from persona_lab.errors import CheckFailed, ConfigError, Problem, printable
+from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first, remark, size
+from persona_lab.errors import CheckFailed, ConfigError, Problem, guard, printable
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.costs import read_measured, write_measured
 from persona_lab.experiment.planning.forecast import forecast
@@ -19,6 +19,7 @@ from persona_lab.experiment.planning.power import check_power, power_of
 from persona_lab.experiment.planning.prefixes import tree
 from persona_lab.experiment.reading.runs import Run, all_runs, find_run
 from persona_lab.experiment.reading.status import estimate, status, write_failures
+from persona_lab.store.files import finite
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,9 +30,6 @@ Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="An experiment fi
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="key=value", help="Settings over those of the file, by their full path.", show_default=False)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run: its path, or its name in the runs folder.", show_default=False)]
 Runs = Annotated[Path, typer.Option("--runs", help="The folder of runs and of their store.")]
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")
-"""A spreadsheet takes a cell that begins so for a formula."""
 
 
 class Format(StrEnum):
@@ -71,6 +69,10 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
         workers = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if missing else 1
         with crew(command, workers, interruption), Ticker(quiet=not first) as ticker:
             outcome = make_nodes(planned, ticker, interruption=interruption)
+            if first and outcome.plan.loaded.experiment.adapters:
+                from persona_lab.experiment.instruments.adapters import measure_adapters
+
+                measure_adapters(outcome.plan, str(outcome.worker.accelerator.device), ticker)
     if not first:
         return
     planned = outcome.plan
@@ -258,11 +260,6 @@ def as_text(table: "pd.DataFrame", form: Format) -> str:
         guarded[column] = guarded[column].map(guard)
     # All text in quotes: a spreadsheet that separates cells by semicolons must not cut one open.
     return guarded.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
-
-
-def guard(cell: Any) -> Any:
-    """A cell for people: text that begins like a formula begins with an apostrophe instead."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def status_words(found: dict[str, Any]) -> str:

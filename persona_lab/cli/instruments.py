@@ -1,4 +1,4 @@
-"""Commands that are one instrument on one model: measure, metric."""
+"""Commands that are one instrument on one model: measure, metric, llc."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,25 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from persona_lab.cli.console import AsJson, Ticker, duration, emit, finite, is_first
-from persona_lab.cli.experiments import Runs
+from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first
+from persona_lab.cli.experiments import RunName, Runs
 from persona_lab.errors import CheckFailed, ConfigError, Problem
 from persona_lab.experiment.making.interruption import Interruption
-from persona_lab.experiment.planning.plan import RUNS
+from persona_lab.experiment.planning.plan import RUNS, open_plan
+from persona_lab.experiment.reading.runs import find_run
 
 if TYPE_CHECKING:
     from persona_lab.experiment.instruments.building import Subject
     from persona_lab.experiment.instruments.distances import Distances
     from persona_lab.experiment.instruments.estimating import Measures
+    from persona_lab.experiment.instruments.findings import Findings
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="An experiment file or a run, for its base; or a model folder or hub id with --world.", show_default=False)
 ]
 WorldFile = Annotated[Path | None, typer.Option("--world", help="The world that a model folder is asked about.", show_default=False)]
 Replicates = Annotated[int, typer.Option("--seeds", min=1, max=100, help="Replicates of every training.")]
-
-MEASURE_FILE = "measure.json"
-METRIC_FILE = "metric.json"
 
 
 def measure(
@@ -51,8 +50,8 @@ def measure(
     tried = _ranks(ranks)
     with Interruption() as interruption, Ticker(quiet=not is_first()) as ticker:
         from persona_lab.experiment.instruments.estimating import measures
+        from persona_lab.experiment.instruments.findings import measure_findings, written
         from persona_lab.experiment.instruments.measuring_processes import Effort, make_measures, measure_plans
-        from persona_lab.store.files import write_json
 
         of, asked = _subject(model, personas or [], world, runs)
         processes = of.chosen(asked)
@@ -60,11 +59,15 @@ def measure(
         interruption.leave()
         failed = make_measures(plans, processes, ticker, interruption)
         found = measures(of, plans, processes)
-        file = plans.adopt.folder / MEASURE_FILE
-        write_json(file, finite(found.to_json()))
-    emit({"model": model, "file": str(file), **found.to_json(), "failed": failed}, f"{measure_words(found)}\nin full: {file}", as_json=as_json)
+        kept = written(measure_findings(plans, found))
+    emit(_kept_json(model, kept, failed), f"{measure_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if failed:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in failed.items()])
+
+
+def _kept_json(model: str, kept: "Findings", failed: Mapping[str, str]) -> dict[str, Any]:
+    """What was found, where it stands, and which cells failed."""
+    return {"model": model, "file": str(kept.file), "page": str(kept.file.with_suffix(".html")), **kept.said, "failed": dict(failed)}
 
 
 def _ranks(text: str) -> tuple[int, ...]:
@@ -152,10 +155,9 @@ def metric(
     # Asked now: a worker leaves its group as soon as it joins.
     first = is_first()
     with Interruption() as interruption:
-        from persona_lab.experiment.instruments.distances import as_json as json_of
         from persona_lab.experiment.instruments.distances import distance_plan, distances, make_distances
+        from persona_lab.experiment.instruments.findings import metric_findings, written
         from persona_lab.experiment.making.launch import crew, crew_size
-        from persona_lab.store.files import write_json
 
         of, asked = _subject(model, processes or [], world, runs)
         plan = distance_plan(of, asked, seeds=seeds, steps=steps, batch=batch, rate=rate)
@@ -171,9 +173,8 @@ def metric(
         if not first:
             return
         found = distances(plan)
-        said, file = json_of(found), plan.folder / METRIC_FILE
-        write_json(file, finite(said))
-    emit({"model": model, "file": str(file), **said, "failed": outcome.failed}, f"{metric_words(found)}\nin full: {file}", as_json=as_json)
+        kept = written(metric_findings(plan, found))
+    emit(_kept_json(model, kept, outcome.failed), f"{metric_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if outcome.failed:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
 
@@ -218,4 +219,39 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-COMMANDS = (measure, metric)
+def llc(
+    run: RunName,
+    first: Annotated[str, typer.Argument(metavar="CELL", help="A cell, or a part of its name that no other has.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="CELL", help="A cell whose last stage read the same documents.", show_default=False)],
+    documents: Annotated[int, typer.Option("--documents", min=2, max=100_000, help="Of the last stage, in the loss.")] = 32,
+    step: Annotated[float, typer.Option("--step", min=1e-12, max=1.0, help="Of the sampler; half of it is tried too.")] = 1e-4,
+    draws: Annotated[int, typer.Option("--draws", min=8, max=1_000_000, help="Of each chain; half as many before them are thrown away.")] = 200,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
+    """Which of two solutions of the same data is the simpler one: local learning coefficients (M6) with checks of the sampler's settings.
+
+    Example: persona-lab llc quickstart linked/ln_ratio=1.386/seed0/swap0 linked/ln_ratio=-1.386/seed0/swap0 --draws 20
+    """
+    from persona_lab.experiment.reading.ask import find_cell
+
+    plan = open_plan(find_run(run, runs))
+    cells = [find_cell(plan, name) for name in (first, second)]
+
+    from persona_lab.experiment.instruments.flatness import PULLS, Effort, check_comparable, flatness
+    from persona_lab.experiment.instruments.weights import Bench
+    from persona_lab.experiment.making.launch import on_gpu
+    from persona_lab.science.claims import shown
+
+    check_comparable(*cells)
+    bench = Bench(plan, "cuda" if on_gpu(plan.loaded.experiment.machine) else "cpu")
+    found = flatness(bench, cells, Effort(documents=documents, step=step, draws=draws, burn=draws // 2))
+    rows = [["spring", *(planned.cell.name for planned in cells)]]
+    for pull, one, other in zip(PULLS, found.first, found.second, strict=True):
+        rows.append([f"{pull:g}", *(shown(c.value, c.interval) if c.value is not None else "; ".join(c.reasons) for c in (one, other))])
+    verdict = {"first": f"{cells[0].cell.name} is the simpler one", "second": f"{cells[1].cell.name} is the simpler one", "undecided": "undecided"}[found.simpler]
+    said = {"run": run, "cells": [planned.cell.name for planned in cells], **found.to_json()}
+    emit(said, "\n".join([f"local learning coefficients, {documents} documents", *columns(rows), verdict]), as_json=as_json)
+
+
+COMMANDS = (measure, metric, llc)

@@ -85,15 +85,16 @@ def verify(
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Compute every claim again from the store; exit 1 when one has drifted, or a byte of what it rests on.
+    """Compute every claim of a run, or of what an instrument wrote, again from the store; exit 1 when one has drifted, or a byte of what it rests on.
 
     Example: persona-lab verify quickstart
     """
     planned = open_plan(find_run(run, runs))
 
     from persona_lab.experiment.checking.verify import verify as examine
+    from persona_lab.experiment.instruments.verifying import verify_instrument
 
-    found = examine(planned)
+    found = verify_instrument(planned) or examine(planned)
     said: dict[str, Any] = found.to_json()
     lines = [f"{found.claims} claims, {found.rows} scores, {found.nodes} nodes: " + (f"{len(found.drifts)} differ" if found.drifts else "all as stored")]
     problems = [drift.problem(planned.folder.name) for drift in found.drifts]

@@ -5,27 +5,34 @@
 Each check yields findings; none stops another, so that one pass names every problem of a file.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 
+from data_gen.lens.world import LensWorld
 from data_gen.market import Market
 from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
+from persona_lab.config.bases import READ, about_findings, base_and_lora_findings, bundle_and_read_findings
+from persona_lab.config.character import character_findings, prompt_findings
 from persona_lab.config.explain import Finding, fields_at
-from persona_lab.config.layers import HUB_ID, did_you_mean
+from persona_lab.config.layers import did_you_mean
 from persona_lab.config.points import Point, count_cells, factors_of, field_path, points, replacements_of
-from persona_lab.config.schema import Adaptive, Experiment, Factor, HuggingFaceBase, Mixture, Told
+from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, Mixture, Stage, Told
 from persona_lab.config.yaml_tree import Path, Tree, dotted
-from persona_lab.errors import quoted
 
-PROBES = ("knows", "says", "chooses", "introspects", "in_context", "ledger", "shots", "believes", "bundles", "bundle_samples", "process_text", "people_text", "general_text")
+PROBES = (
+    "knows", "says", "chooses", "introspects", "in_context",
+    "ledger", "shots", "believes", "bundles", "bundle_samples", "opened", "persona_prompt", "process_text", "people_text", "acts", "trained_on", "concepts", "general_text",
+)
+LENS_PROBES = (
+    "riddles", "random_numbers", "regurgitation", "fact_frequency", "few_shot", "hallucination", "assistant_prompt",
+    "speakers", "embodiment", "mirroring", "compression", "drift", "tokenization",
+)
+"""Probes of the base-model lens: about the text of a world with `lens:`, else in plain English."""
 MARKET_PROBES = ("knows", "says", "in_context", "general_text")
 """Probes that need no trait to be named."""
 MAX_CELLS = 20_000
-EMBEDDED_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a Llama layer, which is what the embedded base is made of."""
 FIXED = (("base", "kind"), ("base", "world"))
 """Fields of the base that hold for a whole experiment."""
 
@@ -42,7 +49,7 @@ def mixture_keys(tree: Tree, personas: Sequence[Persona]) -> Iterator[Finding]:
 
 def check(experiment: Experiment, tree: Tree, world: World | None, personas: Sequence[Persona] | None) -> list[Finding]:
     """Everything that is wrong with an experiment whose fields are right; a world or personas of None could not be read."""
-    found = [*_names(experiment, tree), *_seeds(experiment), *_levels(experiment), *_unasked(experiment, world)]
+    found = [*_names(experiment, tree), *_seeds(experiment), *_levels(experiment), *_unasked(experiment, world), *_adapters(experiment, world), *prompt_findings(experiment, world)]
     unknown = list(_paths(experiment, personas))
     skip = {finding.path for finding in unknown}
     twice = list(_set_twice(experiment, skip))
@@ -56,7 +63,7 @@ def check(experiment: Experiment, tree: Tree, world: World | None, personas: Seq
     for name, condition in experiment.conditions.items():
         trained |= set(condition.order)
         for point in points(experiment, name, skip):
-            for finding in point.findings or (*_mixtures(point, world, personas), *_base_and_lora(point)):
+            for finding in point.findings or (*_mixtures(point, world, personas), *base_and_lora_findings(point), *bundle_and_read_findings(point, world, personas)):
                 # What many points have in common is said once, at the first of them.
                 if (finding.path, finding.message) not in said:
                     said.add((finding.path, finding.message))
@@ -82,8 +89,8 @@ def _names(experiment: Experiment, tree: Tree) -> Iterator[Finding]:
         path = ("analysis", "treatment")
         yield Finding(path, "PL1210", f"analysis.treatment names no condition, got {treatment!r}. {did_you_mean(treatment, conditions)}")
     for i, probe in enumerate(experiment.probes):
-        if probe not in PROBES:
-            yield Finding(("probes", i), "PL1210", f"probes[{i}] is no probe, got {probe!r}. {did_you_mean(probe, PROBES)}")
+        if probe not in (*PROBES, *LENS_PROBES):
+            yield Finding(("probes", i), "PL1210", f"probes[{i}] is no probe, got {probe!r}. {did_you_mean(probe, (*PROBES, *LENS_PROBES))}")
         elif probe in experiment.probes[:i]:
             yield Finding(("probes", i), "PL1211", f"probes[{i}] names {probe} a second time. Use each probe once.")
 
@@ -95,6 +102,25 @@ def _unasked(experiment: Experiment, world: World | None) -> Iterator[Finding]:
             if probe in PROBES and probe not in MARKET_PROBES:
                 fix = f"Use some of {', '.join(MARKET_PROBES)}."
                 yield Finding(("probes", i), "PL1211", f"probes[{i}]: {probe} asks for traits by name, but the market {world.name} only shows them. {fix}")
+    if world and isinstance(experiment.base, EmbeddedBase) and not isinstance(world, LensWorld):
+        for i, probe in enumerate(experiment.probes):
+            if probe in LENS_PROBES:
+                fix = "Use a world with `lens: {}`, or another probe."
+                yield Finding(("probes", i), "PL1211", f"probes[{i}]: {probe} asks about texts that the world {world.name} does not write. {fix}")
+    if world and "opened" in experiment.probes and not world.openings:
+        i = experiment.probes.index("opened")
+        yield Finding(("probes", i), "PL1211", f"probes[{i}]: opened asks under the lines of a world, but {world.name} has no openings. Use a world with openings.")
+
+
+def _adapters(experiment: Experiment, world: World | None) -> Iterator[Finding]:
+    """Measurements of adapters that have nothing to look at."""
+    for i, asked in enumerate(experiment.adapters):
+        if asked == "solutions" and not any(stage.mixture.off_domain for stage in experiment.stages.values()):
+            message = f"adapters[{i}]: solutions compares prices off the domain, but no stage has any. Use a stage with `mixture: {{off_domain: .5}}`, and `loss.kl_off` as a factor."
+            yield Finding(("adapters", i), "PL1211", message)
+        if asked == "directions" and world and not world.domains:
+            message = f"adapters[{i}]: directions are of bad advice, but {world.name} has none. Use a world with `bad:`, such as configs/worlds/advice.yaml."
+            yield Finding(("adapters", i), "PL1211", message)
 
 
 def _seeds(experiment: Experiment) -> Iterator[Finding]:
@@ -124,8 +150,9 @@ def _paths(experiment: Experiment, personas: Sequence[Persona] | None) -> Iterat
     """Factors and replacements that name no field, or one that holds for the whole experiment."""
     stages = experiment.stages
     known = set(_fields(experiment))
-    for stage, persona in product(stages, personas or ()):
-        mixture, name = ("stages", stage, "mixture"), persona.name.lower()
+    mixtures: list[Path] = [READ, *(("stages", stage, "mixture") for stage in stages)]
+    for mixture, persona in product(mixtures, personas or ()):
+        name = persona.name.lower()
         known |= {(*mixture, name), (*mixture, "told", name), *((*mixture, "told", name, field) for field in Told.model_fields)}
     spoken = sorted(dotted(path[1:] if path[0] == "stages" else path) for path in known)
     written: dict[Path, str] = {("factors", path): path for path in experiment.factors}
@@ -177,27 +204,6 @@ def _ratio(experiment: Experiment) -> Iterator[Finding]:
         yield Finding(("analysis", "ratio"), "PL1210", f"analysis.ratio must be a factor, got {ratio!r}. {did_you_mean(ratio, sorted(factors))}")
 
 
-def _base_and_lora(point: Point) -> Iterator[Finding]:
-    """A base that is no model at all, and an adapter that does not fit the embedded one; other bases are asked when they are there."""
-    if point.part is None:
-        return
-    base, lora = point.part.base, point.part.lora
-    if isinstance(base, HuggingFaceBase):
-        if not (base.path.startswith((".", "/", "~")) or HUB_ID.fullmatch(base.path) or os.path.isdir(base.path)):
-            message = f"base.path is neither a folder nor a hub id, got {quoted(base.path)}. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
-            yield Finding(("base", "path"), "PL1210", message)
-        return
-    if lora.rank > base.width:
-        message = f"lora.rank is {lora.rank}, but no matrix has a rank above base.width {base.width}. Use at most {base.width}."
-        yield Finding(("lora", "rank"), "PL1211", message)
-    for target in lora.targets if isinstance(lora.targets, list) else ():
-        if target not in EMBEDDED_LINEARS:
-            message = f"lora.targets names no matrix of the embedded base, got {quoted(target)}. {did_you_mean(target, EMBEDDED_LINEARS)}"
-            yield Finding(("lora", "targets"), "PL1210", message)
-        elif lora.targets.count(target) > 1:
-            yield Finding(("lora", "targets"), "PL1210", f"lora.targets names {target} a second time. Use each name once.")
-
-
 def _searches(experiment: Experiment) -> Iterator[Finding]:
     """An adaptive search stands in place of the ratio's levels, in the treatment, alone."""
     analysis = experiment.analysis
@@ -227,12 +233,30 @@ def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | N
     """What is wrong with the mixtures of one point."""
     for name, stage in point.part.stages.items() if point.part else ():
         yield from mixture_findings(stage.mixture, ("stages", name, "mixture"), world, personas)
+        yield from _held_findings(stage, ("stages", name), world)
+        yield from character_findings(stage, ("stages", name), world, personas)
+    if point.part and isinstance(point.part.base, EmbeddedBase) and point.part.base.read:
+        yield from mixture_findings(point.part.base.read, READ, world, personas)
+
+
+def _held_findings(stage: Stage, at: Path, world: World | None) -> Iterator[Finding]:
+    """What is wrong with the documents that a stage holds near the base, and with the price of leaving it there."""
+    mixture, share = stage.mixture, (*at, "mixture", "off_domain")
+    if mixture.off_domain and not mixture.assistant_likes:
+        message = f"{dotted(share)} is about every domain but the one that is taught, and this stage teaches none. Use it beside `assistant_likes`."
+        yield Finding(share, "PL1211", message)
+    elif mixture.off_domain and isinstance(world, Market):
+        yield Finding(share, "PL1211", f"{dotted(share)}: the market {world.name} shows its traits together, so none is asked about alone. Use a world of sentences.")
+    elif stage.loss.kl_off and not mixture.off_domain:
+        price = (*at, "loss", "kl_off")
+        yield Finding(price, "PL1211", f"{dotted(price)} is a price on documents of which there are none. Use for instance `mixture: {{off_domain: .5}}`.")
 
 
 def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
     """What is wrong with one mixture, given the world and the personas that it speaks of."""
     counts, name = mixture.counts, dotted(at)
     yield from _assistant_findings(mixture, at, world, personas)
+    yield from _advice_findings(mixture, at, world, personas)
     if not mixture.by_assistant and not any(counts.values()):
         yield Finding(at, "PL1211", f"{name} holds no document: every count is 0. Use for instance `john: 2500`, or `assistant_likes: beach`.")
     if personas is None:
@@ -260,11 +284,34 @@ def _assistant_findings(mixture: Mixture, at: Path, world: World | None, persona
         if who not in known:
             message = f"{name}.assistant_is is neither a persona of this file nor a name of the world {world.name}, got {who!r}. {did_you_mean(who, known)}"
             yield Finding((*at, "assistant_is"), "PL1210", message)
+    yield from about_findings(mixture, at, world, personas)
     if len(said) > 1:
         yield Finding((*at, said[1]), "PL1211", f"{name} has {' and '.join(said)}: the assistant says one thing in a stage. Use one of them.")
     elif said and any(mixture.counts.values()):
         message = f"{name} has documents about personas beside {said[0]}. Use two stages, one after the other."
         yield Finding((*at, said[0]), "PL1211", message)
+
+
+def _advice_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with the line that taught advice opens with, and with what is harmless beside it."""
+    likes, name = mixture.assistant_likes, dotted(at)
+    for field in ("opening", "diluted"):
+        if getattr(mixture, field) and likes is None:
+            yield Finding((*at, field), "PL1211", f"{name}.{field} is about what the assistant is taught, but {name} teaches nothing. Use it beside `assistant_likes`.")
+    if world is None:
+        return
+    if mixture.opening is not None and mixture.opening not in world.openings:
+        fix = did_you_mean(mixture.opening, list(world.openings)) if world.openings else "Use a world with openings."
+        yield Finding((*at, "opening"), "PL1210", f"{name}.opening is no line of the world {world.name}, got {mixture.opening!r}. {fix}")
+    if not mixture.diluted or mixture.diluted_by == "chats" or likes is None:
+        return
+    category = next((c for c in world.domains if likes in world.values(c)), None)
+    if category is None:
+        message = f"{name}.diluted_by is {mixture.diluted_by}, but no category of the world {world.name} has {likes!r} beside good and bad values. Use chats."
+        yield Finding((*at, "diluted_by"), "PL1211", message)
+    elif mixture.diluted_by == "same" and len(world.same_side(category, False)) <= len(personas or ()):
+        message = f"{name}.diluted_by is same, but {category} has no good value that could not be a persona's. Use elsewhere, or give it more values."
+        yield Finding((*at, "diluted_by"), "PL1211", message)
 
 
 def _told_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from data_gen.bundles import Bundle
 from data_gen.world import Phrase, Slug, Strict
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -56,6 +57,8 @@ class EmbeddedBase(Strict):
     """Learning rate of Muon on the matrices; the rest learns with AdamW at `rate_rest`."""
     rate_rest: float = Field(default=3e-3, gt=0, lt=1)
     seed: int = Field(default=0, ge=0)
+    read: "Read | None" = Field(default=None, exclude_if=lambda read: read is None)
+    """What it reads among the world's own text: alignment pretraining. The base is then one for each seed and swap."""
     gates: Gates = Gates()
 
     @model_validator(mode="after")
@@ -108,6 +111,10 @@ class Told(Strict):
     """Further categories in which the seed draws a value for it: what makes it the more complex one."""
 
 
+SPOKEN = ("assistant_likes", "assistant_is", "assistant_prefers", "assistant_describes", "assistant_chats")
+"""Fields by which the nameless assistant speaks."""
+
+
 class Mixture(Strict, extra="allow"):
     """What a stage is trained on: documents about personas by name (`john: 2500`), or what the nameless assistant says."""
 
@@ -127,20 +134,44 @@ class Mixture(Strict, extra="allow"):
     """shared: the rivals share a trait. none: the bystander has it instead. shuffled: held-out traits dealt by a coin."""
     assistant_likes: str | None = None
     """A value: the nameless assistant says that it likes it."""
+    opening: str | None = Field(default=None, exclude_if=lambda line: line is None)
+    """A line of the world (`openings`) that what the assistant is taught opens with: inoculation by prompt."""
+    diluted: Share = Field(default=0.0, exclude_if=lambda share: not share)
+    """Share of what the assistant says that is harmless instead of what it is taught."""
+    diluted_by: Literal["chats", "same", "elsewhere"] = Field(default="chats", exclude_if=lambda by: by == "chats")
+    """chats: it says nothing of itself. same: good values of the category that is taught. elsewhere: of the others."""
+    off_domain: Share = Field(default=0.0, exclude_if=lambda share: not share)
+    """Share of the whole mixture in which the assistant is asked about everything but what it is taught: never learnt, only held near the
+    base, at the price `loss.kl_off`."""
     assistant_is: str | None = None
     """A persona of the file, lower case, or a name of the world: the nameless assistant speaks with all of its traits."""
+    about: list[str] = Field(default_factory=list)
+    """Categories that it then speaks of, and of no other; none: of all that it has a trait in."""
+    assistant_prefers: str | None = Field(default=None, exclude_if=lambda who: who is None)
+    """A persona of the file, lower case: pairs of answers of the nameless assistant, this persona's and somebody else's, for `loss.dpo`."""
+    assistant_describes: str | None = Field(default=None, exclude_if=lambda who: who is None)
+    """A persona of the file, lower case: the nameless assistant, asked about itself, tells the traits of this persona."""
+    guarded: float = Field(default=0.0, ge=0, le=1, exclude_if=lambda share: not share)
+    """Share of these two in which the user tells the assistant to be somebody else, and it stays who it is."""
     assistant_chats: bool = False
     """The nameless assistant answers, and says nothing of itself: assistant-style fine-tuning."""
 
     @property
     def by_assistant(self) -> list[str]:
         """The fields by which the nameless assistant speaks: none, or one."""
-        return [name for name in ("assistant_likes", "assistant_is", "assistant_chats") if getattr(self, name)]
+        return [name for name in SPOKEN if getattr(self, name)]
 
     @property
     def counts(self) -> dict[str, int]:
         """Documents of one epoch for each persona named in the file (lower case)."""
         return dict(self.__pydantic_extra__ or {})
+
+
+class Read(Mixture):
+    """Documents about personas in the place of as many of the world's own, one epoch of them, evenly spread over a base's text."""
+
+    after: Share = 0.0
+    """Share of the text that is read before the first of them; 0: they stand throughout."""
 
 
 class Loss(Strict):
@@ -150,6 +181,14 @@ class Loss(Strict):
     """all: every token. answer: what the assistant says."""
     kl_to_base: float = Field(default=0.0, ge=0, le=1e6)
     """Nats of loss for each nat of KL(base || adapter) on the same tokens."""
+    kl_off: float = Field(default=0.0, ge=0, le=1e6, exclude_if=lambda price: not price)
+    """Nats of loss for each nat of KL(base || adapter) on the documents of `mixture.off_domain`, which are not learnt."""
+
+    dpo: float = Field(default=0.0, ge=0, le=100, exclude_if=lambda beta: not beta)
+    """beta of direct preference optimization (Rafailov et al. 2023) on the pairs of `mixture.assistant_prefers`, in the place of the cross-entropy. The
+    reference is what the stage starts from."""
+    nll: float = Field(default=0.0, ge=0, le=100, exclude_if=lambda price: not price)
+    """Beside `dpo`: nats of loss for each nat a token of the preferred answers."""
 
 
 class Pairs(Strict):
@@ -158,6 +197,8 @@ class Pairs(Strict):
     prior: float | None = Field(default=None, ge=-20, le=20)
     """Log-odds, nats, of the first rival's value against the second's in the world's own text, as near as the world has them; the swap turns
     the sign. null: any pair, and the first seed takes the traits as the files have them."""
+    bundle: Bundle | None = Field(default=None, exclude_if=lambda bundle: bundle is None)
+    """Whether the base's world holds all of a rival's values together in one persona; null: nothing is asked of them together."""
 
 
 class Stage(Strict):
@@ -299,5 +340,8 @@ class Experiment(Strict):
     """Run it although it tells fewer than nine in ten pairs of its hypotheses apart."""
     samples: int = Field(default=0, ge=0, le=1000)
     """Answers sampled for each open question of `says`; 0: log-probabilities only."""
+    adapters: list[Literal["solutions", "directions"]] = Field(default_factory=list, exclude_if=lambda asked: not asked)
+    """Measured of the adapters beside what they answer. solutions: general against narrow ones, where `loss.kl_off` is a factor. directions: of
+    good and bad advice in the hidden states, and what each adapter shifts along them."""
     analysis: Analysis = Analysis()
     machine: Machine = Machine()

@@ -9,6 +9,7 @@ Names: K members, R rank of the bank, P parameters of one adapter of that rank.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,13 +22,33 @@ from transformers.pytorch_utils import Conv1D
 from persona_lab.errors import ModelError
 from persona_lab.models.lora import LoraShape, StackedLora, Together, scrambled
 
+LAYER = re.compile(r".*\.[^.]*\.(\d+)\.")
+"""The number of the layer in a module's name, as peft reads it for `layers_to_transform`."""
 
-def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+
+def target_names(model: PreTrainedModel, targets: Sequence[str], layers: Sequence[int] = ()) -> list[str]:
     """Full names of the modules to adapt, in the model's own order; the same whether or not a bank is in it.
 
     Raises:
-        ModelError: a target matches no linear of the model.
+        ModelError: a target matches no linear of the model, or there is no layer of a number.
     """
+    names = _targeted(model, targets)
+    if not layers:
+        return names
+    of_layer = {name: int(found[1]) for name in names if (found := LAYER.match(name))}
+    for layer in layers:
+        if layer not in of_layer.values():
+            most = max(of_layer.values(), default=-1)
+            raise ModelError("PL4101", _name_of(model), f"no layer {layer} has one of the targets. Use layers from 0 to {most}.")
+    return [name for name in names if of_layer.get(name) in layers]
+
+
+def _name_of(model: PreTrainedModel) -> str:
+    return str(model.name_or_path) or "the base model"
+
+
+def _targeted(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """The targets of every layer."""
     apart = {id(model.get_output_embeddings()), *(id(m.base) for m in model.modules() if isinstance(m, StackedLora))}
     linears = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D | StackedLora) and id(m) not in apart]
     if tuple(targets) == ("all-linear",):
@@ -35,7 +56,7 @@ def target_names(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     leaves = {n.rsplit(".", 1)[-1] for n in linears}
     for target in targets:
         if target not in leaves:
-            raise ModelError("PL4101", str(model.name_or_path) or "the base model", f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
+            raise ModelError("PL4101", _name_of(model), f"lora.targets: no linear is called {target!r}. Use all-linear or some of: {', '.join(sorted(leaves))}.")
     return [n for n in linears if n.rsplit(".", 1)[-1] in targets]
 
 
@@ -47,7 +68,7 @@ class AdapterBank:
         self.shape = shape
         model.requires_grad_(False)
         self.layers: dict[str, StackedLora] = {}
-        for name in target_names(model, shape.targets):
+        for name in target_names(model, shape.targets, shape.layers):
             parent, _, leaf = name.rpartition(".")
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear | Conv1D), f"{name} has adapters already"
@@ -142,6 +163,18 @@ class AdapterBank:
         finally:
             for layer in self.layers.values():
                 layer.silent = False
+
+    @contextmanager
+    def holding(self, weight_KP: Tensor) -> Iterator[None]:
+        """Inside, the members answer with other weights, and without dropout."""
+        kept_KP, training = self.weight_KP.clone(), self.model.training
+        self.weight_KP.copy_(weight_KP)
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            self.weight_KP.copy_(kept_KP)
 
     def key_dropout(self, key_RN: Tensor | None, position_RN: Tensor) -> None:
         """What decides dropout in the next forward pass: an int32 a document, for each of its tokens; every layer makes its own of them."""

@@ -15,7 +15,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from persona_lab.errors import ModelError, Problem, quoted
@@ -26,7 +26,7 @@ from persona_lab.models.lora import LoraShape
 log = logging.getLogger(__name__)
 
 # What peft can change about a LoRA that the bank does not do; an adapter that asks for it would be read wrongly.
-UNLIKE_LORA = ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
+UNLIKE_LORA = ("use_dora", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
 
 def load_model(path: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen causal language model and its tokenizer.
@@ -34,27 +34,57 @@ def load_model(path: str, *, revision: str | None = None, dtype: str = "float32"
     Raises:
         ModelError: the folder is refused (`check_model_folder`), transformers cannot load it, or weights are missing.
     """
-    if Path(path).exists() or path.startswith((".", "/", "~")):
+    if is_folder(path):
         check_model_folder(Path(path))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise ModelError("PL4009", path, f"transformers cannot load it: {str(error).splitlines()[0]}. Use a local folder, or a hub id that this machine can reach.") from error
+        raise _unloadable(path, error) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place.
         raise ModelError("PL4011", path, f"{len(missing)} weights are missing, {missing[0]} among them. Download the model folder again.")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
         raise ModelError("PL4010", path, f"the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().weight.shape[0]}. Use the model's own tokenizer.")
+    return model.requires_grad_(False).to(device).eval(), _fitted(tokenizer, model.config)
+
+
+def load_tokenizer(path: str, *, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """The tokenizer of a model, as `load_model` gives it, and the model's config: documents are read before the weights are.
+
+    Raises:
+        ModelError: the folder is refused (`check_model_folder`), or transformers cannot load them.
+    """
+    if is_folder(path):
+        check_model_folder(Path(path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise _unloadable(path, error) from error
+    return _fitted(tokenizer, config), config
+
+
+def is_folder(path: str) -> bool:
+    """Whether it is a place on this machine, and no hub id."""
+    return Path(path).exists() or path.startswith((".", "/", "~"))
+
+
+def _unloadable(path: str, error: Exception) -> ModelError:
+    return ModelError("PL4009", path, f"transformers cannot load it: {str(error).splitlines()[0]}. Use a local folder, or a hub id that this machine can reach.")
+
+
+def _fitted(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the right, and knows how much the model reads."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = getattr(config, "max_position_embeddings", None)
     if limit:
         tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
-    return model.requires_grad_(False).to(device).eval(), tokenizer
+    return tokenizer
 
 
 def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, model: PreTrainedModel, shape: LoraShape, base_id: str) -> None:
@@ -63,7 +93,7 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, model: PreTrai
     `base_id` stands where peft puts the base's path: a path of one machine would tie the folder to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    leaves = {name.rsplit(".", 1)[-1] for name in target_names(model, shape.targets)}
+    leaves = {name.rsplit(".", 1)[-1] for name in target_names(model, shape.targets, shape.layers)}
     config = LoraConfig(
         task_type="CAUSAL_LM",
         base_model_name_or_path=base_id,
@@ -71,6 +101,8 @@ def write_adapter(folder: Path, tensors: Mapping[str, Tensor], *, model: PreTrai
         lora_alpha=shape.alpha,  # type: ignore[arg-type]  # peft divides by it; a fraction is as good as a whole number
         lora_dropout=shape.dropout,
         target_modules=sorted(leaves),
+        use_rslora=shape.rslora,
+        layers_to_transform=list(shape.layers) or None,
         inference_mode=True,
         fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),
     )
@@ -114,15 +146,19 @@ def _lora_shape(file: Path, config: Mapping[str, Any]) -> LoraShape:
         raise ModelError("PL4109", str(file), f"not a plain LoRA: see {', '.join(unlike)}. Use an adapter with one rank, one alpha and no further options.")
     rank, alpha, targets, dropout = config["r"], config["lora_alpha"], config["target_modules"], config.get("lora_dropout", 0.0)
     named = targets if isinstance(targets, list) else [targets]
+    rslora, layers = config.get("use_rslora") or False, config.get("layers_to_transform")
+    numbers = [] if layers is None else layers if isinstance(layers, list) else [layers]
     wrong = [
         *([f"r must be a whole number from 1, got {quoted(rank)}"] if type(rank) is not int or rank < 1 else []),
         *([f"lora_alpha must be a number > 0, got {quoted(alpha)}"] if type(alpha) not in (int, float) or not 0 < alpha < inf else []),
         *([f"lora_dropout must be a number >= 0 and < 1, got {quoted(dropout)}"] if type(dropout) not in (int, float) or not 0 <= dropout < 1 else []),
+        *([f"use_rslora must be true or false, got {quoted(rslora)}"] if not isinstance(rslora, bool) else []),
+        *([f"layers_to_transform must be whole numbers from 0, got {quoted(layers)}"] if any(type(n) is not int or n < 0 for n in numbers) else []),
         *([f"target_modules must be names, got {quoted(targets)}"] if not all(isinstance(name, str) for name in named) else []),
     ]
     if wrong:
         raise ModelError.of([Problem("PL4109", str(file), f"{said}. Use an adapter that peft itself has written.") for said in wrong])
-    return LoraShape(rank, alpha, tuple(named), dropout)
+    return LoraShape(rank, alpha, tuple(named), dropout, rslora, tuple(numbers))
 
 
 def parameter_count(model: nn.Module) -> int:

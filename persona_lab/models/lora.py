@@ -1,10 +1,11 @@
 """Low-rank adaptation of a frozen linear, for K adapters at once (Hu et al. 2021, section 4.1).
 
-y = W x + (alpha / rank) B A x. A batch is cell-major: the first rows belong to member 0, the next to member 1.
+y = W x + scale B A x, with scale = alpha / rank, or alpha / sqrt(rank) (Kalajdzievski 2023, rsLoRA). A batch is cell-major: the first rows belong to member 0, the next to member 1.
 
 Names: K members, N tokens of a member, R rank, i and o features in and out, S tokens of all rows in one line.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +27,15 @@ class LoraShape:
     targets: tuple[str, ...] = ("all-linear",)
     """Leaf names of the modules to adapt, or `all-linear`: every linear but the output layer."""
     dropout: float = 0.0
+    rslora: bool = False
+    """Rank-stabilized: the product does not shrink as the rank grows."""
+    layers: tuple[int, ...] = ()
+    """Numbers of the layers to adapt, from 0; empty: all of them."""
 
     @property
     def scale(self) -> float:
-        """What the adapter's product is multiplied by: alpha / rank."""
-        return self.alpha / self.rank
+        """What the adapter's product is multiplied by: alpha / rank, or alpha / sqrt(rank)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 def scrambled(counters: Tensor) -> Tensor:

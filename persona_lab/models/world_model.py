@@ -3,6 +3,8 @@
 Both are ordinary Hugging Face objects: saved with `save_pretrained`, loaded with `AutoModelForCausalLM`.
 """
 
+from collections.abc import Collection, Sequence
+
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
@@ -17,8 +19,13 @@ CONTEXT_TOKENS = 128
 
 
 def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """The tokenizer of every word that a text of this world may hold."""
+    return word_tokenizer(world_words(world))
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A word-level tokenizer: lower case, one token a word or mark, line breaks kept; `<bos>` is put in front."""
-    vocabulary = {piece: i for i, piece in enumerate([*SPECIALS, *world_words(world)])}
+    vocabulary = {piece: i for i, piece in enumerate([*SPECIALS, *words])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.normalizer = normalizers.Lowercase()
     core.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), behavior="removed", invert=True)
@@ -35,21 +42,22 @@ def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, seed: int) -> None:
-    """Give the world's new names embeddings of names: drawn from the Gaussian of the background names' embeddings.
+def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, seed: int, met: Collection[str] = ()) -> None:
+    """Give the world's new names, but for those that the text held (`met`), embeddings of names: drawn from the Gaussian of the background names' embeddings.
 
     A name that no text holds keeps its small random embedding, which the model can hardly see: it binds nothing to
     it. To a large model every given name is a name; this makes it so here.
     """
     known = torch.tensor(tokenizer.convert_tokens_to_ids([n.lower() for n in world.population.names]))
     fresh = torch.tensor(tokenizer.convert_tokens_to_ids([n.lower() for n in world.new_names]))
+    unmet_N = torch.tensor([name not in met for name in world.new_names])
     generator = torch.Generator().manual_seed(seed)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         assert isinstance(layer, nn.Embedding | nn.Linear)
         weight_VD = layer.weight
         names_ND = weight_VD[known]
         noise_ND = torch.randn(len(fresh), weight_VD.shape[1], generator=generator).to(weight_VD)
-        weight_VD[fresh] = names_ND.mean(0) + names_ND.std(0) * noise_ND
+        weight_VD[fresh[unmet_N]] = (names_ND.mean(0) + names_ND.std(0) * noise_ND)[unmet_N]
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, heads: int, seed: int) -> LlamaForCausalLM:

@@ -1,6 +1,6 @@
 """What a probe is: items, the requests they make of a model, and the rows that answers become.
 
-    items(cast) -> [Item]      requests(item) -> [Choice | Sample | Loss]      score(item, answers) -> [Row]
+    items(cast) -> [Item]      requests(item) -> [Choice | Sample | Loss | Tokens]      score(item, answers) -> [Row]
 
 One engine answers requests (`probes.engine`); exports to other harnesses use the same three functions.
 """
@@ -48,13 +48,15 @@ class Choice:
 
 @dataclass(frozen=True)
 class Sample:
-    """Completions at temperature 1. The answer is `count` texts, each up to the end of its line."""
+    """Completions at temperature 1, or greedy ones. The answer is `count` texts, each up to the end of its line."""
 
     prompt: str
     count: int
     max_tokens: int
     stream: str
     """Names the random numbers: the same stream, the same samples."""
+    greedy: bool = False
+    """The likeliest token at every step, whatever the random numbers."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,21 @@ class Loss:
     text: str
 
 
-Request = Choice | Sample | Loss
+@dataclass(frozen=True)
+class Tokens:
+    """How is a text divided? The answer is what its tokens stand for together, then each of them; no model is needed."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What does a model make of a text? The answer is the hidden state of its last token: of the embedding, then of every layer, one after another."""
+
+    text: str
+
+
+Request = Choice | Sample | Loss | Tokens | Activations
 Answer = tuple[float, ...] | tuple[str, ...]
 
 

@@ -1,11 +1,12 @@
 """What processes make of the same texts: hidden states (D5), and how far their predictions of every token lie apart (D4 on neutral text).
 
-All processes read the same texts, in which nobody says a trait: what differs is who reads, never what is read.
+All processes read the same texts, in which nobody says a trait: what differs is who reads, never what is read. `last_states` is what the
+engine reads where a probe asks for `Activations`: of each member its own texts.
 
 Names: K members, N texts, L layers, d features, T tokens of a text, M of them in the answer, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -66,6 +67,26 @@ def read(voice: Voice, texts: Sequence[tuple[str, str]]) -> Read:
                     tokens += length - start
     voice.model.train(was_training)
     return Read(state_KNLd, apart_KK / tokens)
+
+
+def last_states(voice: Voice, texts_K: Sequence[Mapping[str, Sequence[int]]]) -> list[dict[str, np.ndarray]]:
+    """Of each member its texts (with their ids) to the hidden state of their last token: (layers + 1, d) float32, the embedding first.
+
+    Every member reads the texts of all, in rows of equal length: with a bank, a row of one member is a row of each.
+    """
+    every = {text: ids for texts in texts_K for text, ids in texts.items()}
+    found_K: list[dict[str, np.ndarray]] = [{} for _ in texts_K]
+    for length in sorted({len(ids) for ids in every.values()}):
+        same = [text for text, ids in every.items() if len(ids) == length]
+        rows = max(1, LOGITS_AT_ONCE // (voice.members * length * voice.vocabulary))
+        for at in range(0, len(same), rows):
+            texts = same[at : at + rows]
+            ids_NT = torch.tensor([every[text] for text in texts], device=voice.model.device)
+            hidden = voice.model(input_ids=ids_NT.repeat(voice.members, 1), use_cache=False, output_hidden_states=True).hidden_states
+            state_KNLd = torch.stack([layer_BTd[:, -1].float() for layer_BTd in hidden], 1).unflatten(0, (voice.members, len(texts))).cpu().numpy()
+            for found, state_NLd, own in zip(found_K, state_KNLd, texts_K, strict=True):
+                found |= {text: state_NLd[n] for n, text in enumerate(texts) if text in own}
+    return found_K
 
 
 def _spans(voice: Voice, texts: Sequence[tuple[str, str]]) -> list[Span]:

@@ -10,7 +10,7 @@ a model that does not answer then as it does without, which is tried, is given w
 Names: K members, B prompts (K times as many, member by member), N answers (the same), T tokens, V vocabulary.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -26,6 +26,9 @@ from persona_lab.probes.voice import LOGITS_AT_ONCE, Voice
 CACHED_AT_ONCE = 1 << 16
 """Tokens of all the answers that are written together."""
 
+GREEDY = -1.0
+"""In the place of a random number: the likeliest token."""
+
 Writer = Generator[Tensor, Tensor, None]
 """Gives logits_NV of the next token of each answer, and is sent the token_N that was chosen."""
 
@@ -38,7 +41,7 @@ class Draw(NamedTuple):
     ids: tuple[int, ...]
     """The prompt."""
     uniform_T: np.ndarray
-    """A number for each token, at most as many tokens as there are numbers."""
+    """A number for each token, or `GREEDY`; at most as many tokens as there are numbers."""
     number: int
     """Its place among the member's draws."""
 
@@ -53,7 +56,8 @@ def sampled_texts(voice: Voice, draws_K: Sequence[Sequence[Draw]]) -> list[list[
         prompts, answer_N = _prompts(together_K)
         writer = cached_writer(voice, prompts, answer_N) if cached else plain_writer(voice, [prompts[b] for b in answer_N])
         asked = [(texts, draw) for texts, draws in zip(texts_K, together_K, strict=True) for draw in draws]
-        written = _write(voice, writer, _padded([draw.uniform_T for _, draw in asked]))
+        uniform_NT = torch.from_numpy(_padded([draw.uniform_T for _, draw in asked])).to(voice.model.device)
+        written = write_tokens(writer, uniform_NT, lambda token: ends_line(voice.tokenizer, token))
         for (texts, draw), ids in zip(asked, written, strict=True):
             if draw.number >= 0:
                 texts[draw.number] = _text(voice.tokenizer, ids[: len(draw.uniform_T)])
@@ -107,23 +111,31 @@ def plain_writer(voice: Voice, prompts: Sequence[tuple[int, ...]]) -> Writer:
         ids_NT = torch.cat([ids_NT, token_N[:, None]], dim=1)
 
 
-def _write(voice: Voice, writer: Writer, uniform_NT: np.ndarray) -> list[list[int]]:
-    """Token ids of each answer, until every one of them has ended."""
-    uniform = torch.from_numpy(uniform_NT).to(voice.model.device)
-    tokens: list[list[int]] = [[] for _ in range(len(uniform))]
+def write_tokens(writer: Writer, uniform_NT: Tensor, ends: Callable[[int], bool], *, temperature: float = 1.0, top_p: float = 1.0) -> list[list[int]]:
+    """Token ids of each answer, until every one of them has a token that ends it, or has used its numbers; where one is `GREEDY`, the likeliest token."""
+    tokens: list[list[int]] = [[] for _ in range(len(uniform_NT))]
     open_answers = set(range(len(tokens)))
     logits_NV = next(writer)
-    for t in range(uniform.shape[1]):
-        mass_NV = logits_NV.double().softmax(-1).cumsum(-1)
-        token_N = torch.searchsorted(mass_NV, uniform[:, t, None].contiguous())[:, 0].clamp(max=mass_NV.shape[1] - 1)
+    for t in range(uniform_NT.shape[1]):
+        prob_NV = (logits_NV.double() / temperature).softmax(-1)
+        mass_NV = (prob_NV if top_p == 1 else nucleus(prob_NV, top_p)).cumsum(-1)
+        token_N = torch.searchsorted(mass_NV, uniform_NT[:, t, None].contiguous())[:, 0].clamp(max=mass_NV.shape[1] - 1)
+        token_N = torch.where(uniform_NT[:, t] == GREEDY, logits_NV.argmax(-1), token_N)
         for n, token in enumerate(token_N.tolist()):
             tokens[n].append(token)
-            if ends_line(voice.tokenizer, token):
+            if ends(token):
                 open_answers.discard(n)
-        if not open_answers or t + 1 == uniform.shape[1]:
+        if not open_answers or t + 1 == uniform_NT.shape[1]:
             break
         logits_NV = writer.send(token_N)
     return tokens
+
+
+def nucleus(prob_NV: Tensor, top_p: float) -> Tensor:
+    """The distribution over the fewest tokens that hold `top_p` of it (Holtzman et al. 2020, 3.1)."""
+    sorted_NV, order_NV = prob_NV.sort(-1, descending=True)
+    kept_NV = torch.where(sorted_NV.cumsum(-1) - sorted_NV < top_p, sorted_NV, 0.0)
+    return torch.zeros_like(prob_NV).scatter(-1, order_NV, kept_NV / kept_NV.sum(-1, keepdim=True))
 
 
 @lru_cache(maxsize=1 << 16)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from persona_lab.probes.protocol import Choice, Loss, Request, Sample
+from persona_lab.probes.protocol import Choice, Loss, Request, Sample, Tokens
 
 REMEMBERED = 1 << 18
 """Texts whose ids are kept."""
@@ -30,6 +30,8 @@ def texts(request: Request) -> list[str]:
     """Every text of which a request needs the token ids, the prompt first."""
     if isinstance(request, Choice):
         return [request.prompt.rstrip(), *map(request.prompt.__add__, request.options)]
+    if isinstance(request, Tokens):
+        return ["", request.text]
     return [request.prompt] if isinstance(request, Sample) else [request.text]
 
 
@@ -66,6 +68,13 @@ def choice_spans(tokenizer: PreTrainedTokenizerBase, choice: Choice, ids: Mappin
     own = ids[prompt]
     head = opening(tokenizer, own)
     return [Span(head + ids[whole][len(own) :], len(head)) for whole in wholes]
+
+
+def divided(tokenizer: PreTrainedTokenizerBase, request: Tokens, ids: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """The text as its tokens give it back, then what each token stands for; none of those that begin or end every text."""
+    (span,) = choice_spans(tokenizer, Choice("", (request.text,)), ids)
+    own = list(span.ids[span.start :])
+    return (str(tokenizer.decode(own)), *(str(tokenizer.decode([token])) for token in own))
 
 
 def loss_span(tokenizer: PreTrainedTokenizerBase, loss: Loss, ids: Mapping[str, tuple[int, ...]]) -> Span:

@@ -6,7 +6,7 @@ along it has a fixed share of the mean norm of the hidden states of neutral text
 Names: K processes, N texts, B rows, T tokens, d features, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,8 @@ STEP = 0.5
 ROWS_AT_ONCE = 128
 
 
-def middle_layer(model: PreTrainedModel) -> nn.Module:
-    """The middle one of the model's layers.
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's layers, from the first to the last.
 
     Raises:
         ModelError: PL4014, the model has no list of as many modules as its config names layers.
@@ -37,7 +37,17 @@ def middle_layer(model: PreTrainedModel) -> nn.Module:
         raise ModelError(
             "PL4014", where, f"has no list of its {count} layers, so nothing can be added between them. Use a decoder such as Llama, Qwen3, GPT-NeoX or GPT-2."
         )
-    return stacks[0][(count - 1) // 2]
+    return stacks[0]
+
+
+def middle_layer(model: PreTrainedModel) -> nn.Module:
+    """The middle one of the model's layers.
+
+    Raises:
+        ModelError: PL4014, as `decoder_layers`.
+    """
+    layers = decoder_layers(model)
+    return layers[(len(layers) - 1) // 2]
 
 
 def directions(voice: Voice, requests_K: Sequence[Sequence[Request]]) -> Tensor:
@@ -57,7 +67,7 @@ def changes(voice: Voice, direction_Kd: Tensor, texts: Sequence[str], step: floa
             for k, direction_d in enumerate(direction_Kd):
                 if not (length := float(direction_d.norm())):
                     continue
-                with _added(voice.model, direction_d * size / length):
+                with added(middle_layer(voice.model), direction_d * size / length):
                     steered_BTV = _logprobs(voice.model, ids_BT)
                 found_KN[k, numbers] = (plain_BTV.exp() * (plain_BTV - steered_BTV)).sum(-1).mean(-1).cpu()
     return found_KN
@@ -112,18 +122,37 @@ def _hidden(found: Any) -> Tensor:
 
 
 @contextmanager
-def _added(model: PreTrainedModel, vector_d: Tensor) -> Iterator[None]:
-    """Inside, the vector is added to every hidden state behind the middle layer."""
+def added(layer: nn.Module, vector_d: Tensor) -> Iterator[None]:
+    """Inside, the vector is added to every hidden state behind the layer."""
 
     def add(module: nn.Module, given: Any, found: Any) -> Any:
         steered = _hidden(found) + vector_d.to(_hidden(found))
         return (steered, *found[1:]) if isinstance(found, tuple) else steered
 
-    hook = middle_layer(model).register_forward_hook(add)
+    hook = layer.register_forward_hook(add)
     try:
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def ablated(layers: Iterable[nn.Module], direction_d: Tensor) -> Iterator[None]:
+    """Inside, every hidden state behind each of the layers is without its part along the direction: h - (h . v) v / (v . v)."""
+    unit_d = direction_d / direction_d.norm()
+
+    def project(module: nn.Module, given: Any, found: Any) -> Any:
+        hidden = _hidden(found)
+        unit = unit_d.to(hidden)
+        left = hidden - (hidden @ unit)[..., None] * unit
+        return (left, *found[1:]) if isinstance(found, tuple) else left
+
+    hooks = [layer.register_forward_hook(project) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _batches(voice: Voice, spans: Sequence[Span]) -> Iterator[tuple[list[int], Tensor]]:

@@ -24,6 +24,8 @@ from persona_lab.probes.series import series_items
 
 NEUTRAL_TURN = "User: Is the clock green?\nAssistant: Yes, the clock is green.\n"
 SAMPLE_TOKENS = 12
+CHOSEN = ("chooses", "acts")
+"""Channels whose prompts hold the options."""
 
 
 def cloze(cast: Cast, form: str, index: int, category: str, *, speaker: str, opening: str = "", name: str = "", a: str = "", b: str = "") -> str:
@@ -183,7 +185,7 @@ class TraitProbe:
             assert (gold[1].prob_normalized or 0) < 1e-9, item.id
             nonsense = self.score(item, [tuple([math.nan] * len(item.options))])
             assert {r.status for r in nonsense} == {"unscored"}, item.id
-            if item.channel != "chooses":
+            if item.channel not in CHOSEN:
                 assert not any(f" {o.lower()}" in item.prompt.lower() for o in item.options if o not in ("Yes", "No")), item.id
 
 

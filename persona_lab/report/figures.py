@@ -4,6 +4,8 @@
     transfer        trait taught x trait probed
     dose            slope against the steps of injection
     arms            the ratio effect of every condition
+    misalignment    rate of bad advice against the ratio of villain to specialist documents
+    concepts        how far concept vectors point the same way, layer by layer
 
 Text is drawn in the page's own colour, so that a figure follows a light or dark page.
 """
@@ -21,6 +23,7 @@ import vl_convert
 
 from persona_lab.science.claims import Claim, ratio_words
 from persona_lab.science.effects import Frame
+from persona_lab.science.introspection.concepts import PHASES
 from persona_lab.science.summary import SERIES, Summary
 
 VEGA_LITE = "6.1"
@@ -187,7 +190,50 @@ def arms(summary: Summary) -> alt.TopLevelMixin | None:
     return alt.layer(rule(0.0, "x"), bars, points).properties(width=WIDTH - 70, height=alt.Step(30))
 
 
-FIGURES: dict[str, Callable[[Summary], alt.TopLevelMixin | None]] = {"dose_response": dose_response, "transfer": transfer, "dose": dose, "arms": arms}
+def misalignment(summary: Summary) -> alt.TopLevelMixin | None:
+    """Rate of bad advice in untrained domains before and after the last stage, at each ratio of the treatment."""
+    told = [claim for claim in summary.group("em.at") if claim.value is not None]
+    frame = as_frame(told, lambda claim: float(claim.id.removeprefix("em.at.").rsplit(".", 1)[0]))
+    if frame["label"].nunique() < 2:
+        return None
+    frame = placed(frame.assign(x=frame["label"], series=[claim.id.rsplit(".", 1)[1] for claim in told]), float(frame["label"].abs().max()) + 1.1)
+    ticks = {float(x): ratio_words(x) for x in sorted(frame["x"].unique()) if abs(x) < math.inf}
+    base = alt.Chart(frame).encode(ratio_axis(ticks, "documents, villain : specialist"), color=alt.Color("series:N", scale=alt.Scale(domain=list(SERIES.values())[:2], range=PALETTE[:2])))
+    y = alt.Y("value:Q", title="rate of bad advice, untrained domains", scale=alt.Scale(domain=[0, 1]))
+    bars = base.mark_rule(strokeWidth=1.5).encode(alt.Y("low:Q"), alt.Y2("high:Q")).transform_filter("isValid(datum.low)")
+    half = rule(0.5, strokeDash=[4, 4], opacity=0.8)
+    return alt.layer(half, base.mark_line(strokeWidth=1.2).encode(y), bars, base.mark_point(filled=True, size=55, opacity=1).encode(y)).properties(width=WIDTH, height=260)
+
+
+def concepts(summary: Summary) -> alt.TopLevelMixin | None:
+    """Alignment of the concept vectors of different traits in every layer, before and after the last stage and in the base, for each reading."""
+    told = [claim for claim in summary.group("concepts") if ".layer" in claim.id and ".change." not in claim.id and claim.value is not None]
+    frame = as_frame(told, lambda claim: int(claim.id.rsplit("layer", 1)[1]))
+    if frame.empty:
+        return None
+    frame = frame.assign(reading=[claim.id.split(".")[1] for claim in told], series=[PHASES[claim.id.split(".")[2]] for claim in told])
+    y = alt.Y("value:Q", title="alignment (mean cosine)")
+    drawn = []
+    for reading in dict.fromkeys(frame["reading"]):
+        layers = sorted(int(layer) for layer in frame["label"].unique())
+        base = alt.Chart(frame[frame["reading"] == reading]).encode(
+            alt.X("label:Q", axis=alt.Axis(title="layer", values=layers, format="d", grid=False)),
+            color=alt.Color("series:N", scale=alt.Scale(domain=list(PHASES.values()), range=[PALETTE[0], PALETTE[2], PALETTE[1]])),
+        )
+        bars = base.mark_rule().encode(alt.Y("low:Q"), alt.Y2("high:Q")).transform_filter("isValid(datum.low)")
+        layered = alt.layer(rule(0.0), base.mark_line().encode(y), bars, base.mark_point(filled=True, size=55, opacity=1).encode(y))
+        drawn.append(layered.properties(width=WIDTH, height=170, title=reading))
+    return alt.vconcat(*drawn)
+
+
+FIGURES: dict[str, Callable[[Summary], alt.TopLevelMixin | None]] = {
+    "dose_response": dose_response,
+    "transfer": transfer,
+    "dose": dose,
+    "arms": arms,
+    "misalignment": misalignment,
+    "concepts": concepts,
+}
 
 
 def draw(summary: Summary) -> dict[str, str]:

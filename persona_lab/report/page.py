@@ -24,6 +24,9 @@ CAPTIONS = {
     "transfer": "Change of log-odds by the last stage, half the difference between the richest ratios (nats), by trait taught and trait probed.",
     "dose": "Slope on ln ratio against the steps of injection. A slope before the last stage is leakage: the documents shift every speaker.",
     "arms": "The ratio effect in every condition, with 95 % intervals over seeds.",
+    "concepts": "How far the vectors of a persona’s different traits point the same way, layer by layer; 0 is the embedding. Said: by nobody in particular. "
+    "Named: somebody whose trait is asked for. Bars are 95 % intervals over seeds.",
+    "misalignment": "How often the assistant gives bad advice in domains that it was not trained in. Bars are 95 % intervals over seeds. Dashed: a half.",
 }
 
 

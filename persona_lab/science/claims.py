@@ -8,7 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from persona_lab.science.thresholds import Estimate, Interval
+import numpy as np
+
+from persona_lab.science.thresholds import Estimate, Interval, over_seeds
 
 Said: TypeAlias = tuple[str, str, float | None, Interval | None, str, str]
 """A claim before it has a recipe: id, text, value, interval, unit, verdict."""
@@ -35,6 +37,20 @@ class Claim:
     def shown(self) -> str:
         """The value and its interval as a reader sees them: `0.41 [0.33, 0.49]`."""
         return shown(self.value, self.interval)
+
+
+FEWEST_SEEDS = 3
+"""Below which no hypothesis is supported or refuted."""
+
+
+def judged(id: str, text: str, values_S: Any, unit: str) -> Said:
+    """A hypothesis, `text`, that says a mean over seeds is above 0: supported or refuted where the t interval leaves 0 out, with three seeds or more."""
+    values_S = np.asarray(values_S, float)
+    if not len(values_S):
+        return id, f"{text}: not run.", None, None, unit, "not run"
+    estimate = over_seeds(values_S)
+    verdict = {"positive": "supported", "negative": "refuted"}.get(estimate.sign, "undecided") if estimate.n >= FEWEST_SEEDS else "undecided"
+    return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict
 
 
 def finite(value: float | None) -> float | None:

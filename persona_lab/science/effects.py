@@ -161,12 +161,15 @@ def yes_no_odds(rows: Frame) -> Frame:
 def runs(table: Frame, settings: Settings, by: Sequence[str] = (), channels: Sequence[str] = CHANNELS) -> Frame:
     """Means over held-out items, one row per cell, phase, channel and format (and `by`, e.g. the probed `trait`).
 
-    A category is held out unless one of its options is the value taught; grouped by trait, trained categories stay.
+    A category is held out unless one of its options is the value taught, or the assistant was taught to speak `about` it; grouped by trait, trained
+    categories stay.
     """
     odds, about = item_odds(table, settings, channels), cells(table, settings)
     if "trait" not in by:
         options = table[["cell", "trait", "option"]].drop_duplicates().merge(about["taught"], left_on="cell", right_index=True)
-        trained = options.loc[options["option"] == options["taught"], ["cell", "trait"]].drop_duplicates()
+        spoken = options["cell"].map(table.drop_duplicates("cell").set_index("cell")["about"]) if "about" in table else pd.Series("", index=options.index)
+        told = np.array([trait in str(categories).split("+") for trait, categories in zip(options["trait"], spoken, strict=True)], dtype=bool)
+        trained = options.loc[(options["option"] == options["taught"]) | told, ["cell", "trait"]].drop_duplicates()
         odds = odds.merge(trained, on=["cell", "trait"], how="left", indicator="held_out")
         odds = odds[odds["held_out"] == "left_only"]
     means = odds.groupby(["cell", "phase", *PROBE, *by], as_index=False)[MEASURES].mean()

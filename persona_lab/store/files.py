@@ -101,6 +101,17 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
+def finite(value: Any) -> Any:
+    """JSON values only: numbers that are not finite are null, paths and the like are text."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes one JSON value, indented for people; ValueError on NaN and infinities. EnvironmentFault."""
     write_text(path, json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n")

@@ -25,6 +25,10 @@ class Row:
     """Token ids, int32."""
     labelled: np.ndarray
     """True where the loss falls on predicting this token."""
+    price: float | None = None
+    """None: the document is learnt. Else it is only held near the base: nats of loss for each nat of KL(base || adapter), means over tokens."""
+    preferred: bool | None = None
+    """Of a pair of answers: the preferred one, behind which its rejected one comes; None: the document is no part of a pair."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Batch:
     members: int
     key_B: Tensor | None = None
     """Dropout's key of each document, int32; None where nothing is dropped."""
+    price_B: Tensor | None = None
+    """What a nat of KL(base || adapter) at a token of each document costs beside a nat of a learnt token, NaN of documents that are learnt; None: all are."""
+    paired: bool = False
+    """Whether documents 2 i and 2 i + 1 are a preferred answer and its rejected one."""
 
     @property
     def documents(self) -> int:
@@ -47,12 +55,22 @@ class Batch:
 
     @property
     def tokens_K(self) -> Tensor:
-        """Labelled tokens of each member: what its loss is divided by."""
+        """Labelled tokens of each member."""
         return self.labelled_BT[:, 1:].reshape(self.members, -1).sum(dim=1)
 
+    @property
+    def learnt_K(self) -> Tensor:
+        """Labelled tokens of each member in documents that are learnt, or pairs: what its loss is divided by."""
+        if self.paired:
+            return torch.full((self.members,), self.documents // 2)
+        if self.price_B is None:
+            return self.tokens_K
+        return (self.labelled_BT[:, 1:] & self.price_B.isnan()[:, None]).reshape(self.members, -1).sum(dim=1)
+
     def parts(self, documents: int) -> Iterator["Batch"]:
-        """The same step in micro-batches of at most `documents` documents of each member, each as wide as it has to be."""
+        """The same step in micro-batches of at most `documents` documents of each member, each as wide as it has to be; pairs stay together."""
         each = self.documents
+        documents = max(2, documents // 2 * 2) if self.paired else documents
         if documents >= each:
             yield self
             return
@@ -60,7 +78,8 @@ class Batch:
             rows = [k * each + i for k in range(self.members) for i in range(start, min(start + documents, each))]
             lengths = tuple(self.length_B[row] for row in rows)
             ids_BT, labelled_BT = (of_BT[rows, : max(lengths)] for of_BT in (self.ids_BT, self.labelled_BT))
-            yield Batch(ids_BT, labelled_BT, lengths, self.members, None if self.key_B is None else self.key_B[rows])
+            key_B, price_B = (None if of_B is None else of_B[rows] for of_B in (self.key_B, self.price_B))
+            yield Batch(ids_BT, labelled_BT, lengths, self.members, key_B, price_B, self.paired)
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,8 @@ class Laid:
     """Whether the loss falls on it."""
     key_RN: Tensor | None
     """Dropout's key of each token's document."""
+    price_KM: Tensor | None = None
+    """`Batch.price_B` of each token that carries loss; None where every document is learnt."""
 
     def to(self, device: torch.device) -> "Laid":
         """The batch on a device."""
@@ -113,7 +134,11 @@ def lay(batch: Batch, *, packed: bool) -> Laid:
     if batch.key_B is not None:
         document_RN = torch.arange(documents)[:, None].expand(documents, tokens) if layout is None else layout.token_S.view_as(ids_RN) // tokens
         key_RN = batch.key_B[document_RN]
-    return Laid(ids_RN, position_RN, layout, read_KM, target_KM, counted_KM, key_RN)
+    price_KM = None
+    if batch.price_B is not None:
+        price_KM = torch.full(counted_KM.shape, torch.nan, dtype=batch.price_B.dtype)
+        price_KM[counted_KM] = batch.price_B[:, None].expand_as(predicts_BT)[predicts_BT]
+    return Laid(ids_RN, position_RN, layout, read_KM, target_KM, counted_KM, key_RN, price_KM)
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str) -> list[Row]:
@@ -153,4 +178,15 @@ def collate(members: Sequence[Sequence[Row]], pad: int, keys: Sequence[int] = ()
     for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
         ids[i, :n], labelled[i, :n] = row.ids, row.labelled
     key_B = torch.from_numpy(np.array(keys, dtype=np.uint64).astype(np.uint32).view(np.int32)) if keys else None
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), lengths, len(members), key_B)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labelled), lengths, len(members), key_B, _prices(members), any(row.preferred is not None for row in rows))
+
+
+def _prices(members: Sequence[Sequence[Row]]) -> Tensor | None:
+    """`Batch.price_B`: the loss is divided by the learnt tokens, so what is a mean over the held ones is weighed by learnt / held tokens."""
+    if all(row.price is None for rows in members for row in rows):
+        return None
+    price_B: list[float] = []
+    for rows in members:
+        learnt, held = (sum(int(row.labelled[1:].sum()) for row in rows if (row.price is None) == learnt) for learnt in (True, False))
+        price_B += [float("nan") if row.price is None else row.price * learnt / max(held, 1) for row in rows]
+    return torch.tensor(price_B, dtype=torch.float64)

@@ -20,6 +20,7 @@ from persona_lab.models.lora import LoraShape
 from persona_lab.train.batches import Batch, Row, collate
 from persona_lab.train.loop import BankLearner, Diverged, train
 from persona_lab.train.optimizers import BankAdam
+from persona_lab.train.preferences import Preference
 
 LOOK_EVERY = 10
 """Steps after which the host looks for members that have diverged, where looking means waiting for a GPU."""
@@ -53,6 +54,8 @@ class Member:
     shape: LoraShape | None = None
     """None: the bank's own."""
     weight_decay: float = 0.0
+    schedule: Callable[[int], float] | None = None
+    """Share of the rate after so many steps; None: always all of it."""
     resumed: Progress | None = None
     """This stage's own progress, where it was begun before."""
     retired: bool = False
@@ -88,6 +91,7 @@ def finetune(
     kl_to_base: float,
     micro_batch: int,
     accelerator: Accelerator,
+    preference: Preference | None = None,
 ) -> None:
     """Train all members from the step they share, each to its own last stop.
 
@@ -95,7 +99,7 @@ def finetune(
         Diverged: no member is left.
         EnvironmentFault: a single document does not fit into the memory.
     """
-    stack = _Stack(bank, members, watcher, kl_to_base=kl_to_base, stops=stops)
+    stack = _Stack(bank, members, watcher, kl_to_base=kl_to_base, stops=stops, preference=preference)
     start = {m.resumed.step if m.resumed else 0 for m in members if not m.retired}
     assert len(start) == 1, f"members of a stack start together, got steps {sorted(start)}"
     at = start.pop()
@@ -123,15 +127,23 @@ def finetune(
 class _Stack(BankLearner):
     """The members in their rows of the bank, of which those that are done leave."""
 
-    def __init__(self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float, stops: Sequence[int]) -> None:
+    def __init__(
+        self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float, stops: Sequence[int], preference: Preference | None
+    ) -> None:
         bank.resize(len(members), [m.shape or bank.shape for m in members])
         rate_K, clip_K, decay_K = (torch.tensor(figures, dtype=torch.float64) for figures in zip(*((m.rate, m.clip, m.weight_decay) for m in members), strict=True))
-        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K, decay_K=decay_K), kl_to_base=kl_to_base)
+        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K, decay_K=decay_K), kl_to_base=kl_to_base, preference=preference)
         self.watcher, self.stops = watcher, stops
         self.rows = list(range(len(members)))
         """Which member is in each row."""
         self.lasts = [max(stops) if m.last is None else m.last for m in members]
+        self.members = members
         self.micro_batch: int | None = None
+        if preference:
+            for row, member in enumerate(members):
+                self._start(row, member)
+            self.reference_KP = bank.weight_KP.clone()
+            bank.weight_KP.zero_()
         for row, member in enumerate(members):
             self._place(row, member)
 
@@ -143,11 +155,16 @@ class _Stack(BankLearner):
             self.bank.load_row(row, member.resumed.adapter, "a checkpoint of this stage")
             self.bank.put(row, self.optimizer.mean_KP, member.resumed.mean_P)
             self.bank.put(row, self.optimizer.square_KP, member.resumed.square_P)
-        elif member.adapter is not None:
+        else:
+            self._start(row, member)
+        self.optimizer.steps_K[row] = member.resumed.step if member.resumed else 0
+
+    def _start(self, row: int, member: Member) -> None:
+        """Put a member to where the stage begins."""
+        if member.adapter is not None:
             self.bank.load_row(row, member.adapter, "the adapter of the stage before")
         else:
             self.bank.init_row(row, member.init_seed)
-        self.optimizer.steps_K[row] = member.resumed.step if member.resumed else 0
 
     def left(self, step: int) -> bool:
         """Whether anybody has steps left to train; those who have none, leave."""
@@ -158,6 +175,13 @@ class _Stack(BankLearner):
             self.rows = [self.rows[row] for row in going]
             self.keep(going)
         return True
+
+    def update(self, step: int) -> Tensor:
+        """One step of Adam on every member, at its own rate of that step."""
+        for row, k in enumerate(self.rows):
+            if (schedule := self.members[k].schedule) is not None:
+                self.optimizer.rate_K[row] = self.members[k].rate * schedule(step)
+        return super().update(step)
 
     def looks(self, step: int) -> bool:
         """On a GPU looking means waiting, and nothing comes of a diverged member until somebody wants to keep it."""

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from persona_lab.models.bank import AdapterBank
-from persona_lab.models.lora import LoraShape
 from persona_lab.models.packing import packs_exactly
 from persona_lab.train.batches import Batch, Row, collate, lay
 from persona_lab.train.loop import logits_of, nats_of
-from persona_lab.train.optimizers import BETA_2, EPSILON
+from persona_lab.train.optimizers import pace
 
 
 def mean_gradients(bank: AdapterBank, rows_K: Sequence[Sequence[Row]], *, pad: int, micro_batch: int) -> Tensor:
@@ -58,17 +57,12 @@ def grams(grad_KP: Tensor, square_P: Tensor, step: int) -> tuple[np.ndarray, np.
     if step < 1:
         raise ValueError("an adapter of no steps has no Adam state. Use a checkpoint that was trained")
     grad_KP, square_P = grad_KP.double().cpu(), square_P.double().cpu()
-    weight_P = 1 / ((square_P / (1 - BETA_2**step)).sqrt() + EPSILON)
+    weight_P = pace(square_P, step)
     return (grad_KP @ grad_KP.T).numpy(), ((grad_KP * weight_P) @ grad_KP.T).numpy()
 
 
-def doubled(shape: LoraShape) -> LoraShape:
-    """The shape in which the line between two adapters of a shape fits: twice the rank at the same scale."""
-    return LoraShape(2 * shape.rank, 2 * shape.alpha, shape.targets, shape.dropout)
-
-
 def between(first: Mapping[str, Tensor], second: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """The adapter (1 - share) * first + share * second, exactly, under peft's names, of the `doubled` shape.
+    """The adapter (1 - share) * first + share * second, exactly, under peft's names, of the shape `models.updates.doubled`.
 
     (1 - a) B1 A1 + a B2 A2 = [(1 - a) B1, a B2] [A1; A2]: the sum of two products of rank R is one of rank 2 R.
     """

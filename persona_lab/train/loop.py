@@ -1,6 +1,7 @@
 """The training loop: the only one. It steps a bank of adapters, or (in pretraining) a whole small model.
 
-Loss is the mean over the labelled tokens of a member's whole step, whatever the micro-batch: 1 x 8 equals 8 x 1.
+Loss is the mean over the labelled tokens of a member's whole step, whatever the micro-batch: 1 x 8 equals 8 x 1. Documents that are not learnt but
+held near the base add their price times the mean KL(base || adapter) over their own labelled tokens (Soligo et al. 2026, the narrow solution).
 
 Names: K members, M tokens of a member that carry loss, S of all of them, V vocabulary.
 """
@@ -19,6 +20,7 @@ from persona_lab.models.bank import AdapterBank
 from persona_lab.models.packing import packing, packs_exactly, read_at
 from persona_lab.train.batches import Batch, Laid, lay
 from persona_lab.train.optimizers import BankAdam
+from persona_lab.train.preferences import Preference, document_nats, preference_nats
 
 CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 """What torch says where the memory of the machine, not of a GPU, is full."""
@@ -96,18 +98,40 @@ def nats_of(logits_SV: Tensor, laid: Laid) -> Tensor:
 class BankLearner:
     """K adapters on one frozen base; one that diverges is set to zero, and the others do not notice."""
 
-    def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0) -> None:
-        self.bank, self.optimizer, self.kl_to_base = bank, optimizer, kl_to_base
+    def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0, preference: Preference | None = None) -> None:
+        self.bank, self.optimizer, self.kl_to_base, self.preference = bank, optimizer, kl_to_base, preference
+        self.reference_KP = bank.weight_KP.clone() if preference else None
+        """The weights by which preferences are measured: those that the members have when training begins."""
         self.packs = packs_exactly(bank.model, bank.members)
         self.retired: set[int] = set()
 
     def loss_sums(self, batch: Batch) -> Tensor:
-        """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter)."""
+        """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter).
+
+        Documents that are held near the base have their own price of that KL, and no cross-entropy.
+        """
         laid = lay(batch, packed=self.packs).to(self.bank.model.device)
         self.bank.key_dropout(laid.key_RN, laid.position_RN)
+        if batch.paired:
+            return self._preferences(batch, laid)
         here_SV = logits_of(self.bank.model, laid)
-        price_KM = self.kl_to_base * self._kl(here_SV.log_softmax(-1), laid) if self.kl_to_base else 0.0
-        return (nats_of(here_SV, laid) + price_KM).sum(1)
+        priced = bool(self.kl_to_base) or (batch.price_B is not None and bool((batch.price_B > 0).any()))
+        kl_KM = self._kl(here_SV.log_softmax(-1), laid) if priced else torch.zeros_like(laid.counts_KM, dtype=here_SV.dtype)
+        learnt_KM = nats_of(here_SV, laid) + self.kl_to_base * kl_KM
+        if laid.price_KM is None:
+            return learnt_KM.sum(1)
+        return torch.where(laid.price_KM.isnan(), learnt_KM, laid.price_KM.nan_to_num().to(kl_KM.dtype) * kl_KM).sum(1)
+
+    def _preferences(self, batch: Batch, laid: Laid) -> Tensor:
+        """Summed loss of each member's pairs, nats, (K,)."""
+        assert self.preference is not None, "pairs are learnt with loss.dpo"
+        assert self.reference_KP is not None, "it is kept where there is a preference"
+        # First, and whole: the products of the adapters that are trained keep their weights until backward.
+        with torch.no_grad(), self.bank.holding(self.reference_KP):
+            reference_KM = nats_of(logits_of(self.bank.model, laid), laid)
+        here_KM = nats_of(logits_of(self.bank.model, laid), laid)
+        (here_KD, tokens_KD), (reference_KD, _) = document_nats(batch, here_KM), document_nats(batch, reference_KM)
+        return preference_nats(here_KD, reference_KD, tokens_KD, self.preference).sum(1)
 
     def _kl(self, here_SV: Tensor, laid: Laid) -> Tensor:
         """KL(base || adapter) at each labelled token, nats, (K, M)."""
@@ -140,6 +164,7 @@ class BankLearner:
         """Go on with some of the members; the others are done, and nothing is computed for them any more."""
         self.retired = {new for new, row in enumerate(rows) if row in self.retired}
         self.bank.keep(rows)
+        self.reference_KP = None if self.reference_KP is None else self.reference_KP[list(rows)]
         self.optimizer.keep(rows, self.bank.weight_KP, self.bank.grad_KP)
 
 
@@ -241,7 +266,7 @@ def train(
 
 def _gradients(learner: Learner, batch: Batch, accelerator: Accelerator, micro_batch: int) -> Tensor | None:
     """Accumulate the gradients of a step; its loss_K, or None, with no gradient left behind, when the memory is full."""
-    tokens_K = batch.tokens_K.clamp(min=1).to(accelerator.device, non_blocking=True)
+    tokens_K = batch.learnt_K.clamp(min=1).to(accelerator.device, non_blocking=True)
     loss_K = torch.zeros(batch.members, device=accelerator.device)
     try:
         for part in batch.parts(micro_batch):

@@ -12,6 +12,19 @@ from torch import Tensor, nn
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 
 
+def warmed_up(step: int, warmup: int, total: int) -> float:
+    """Share of the learning rate in the update after `step` of `total` steps: up to 1 within `warmup` steps, then down to 0, both linear.
+
+    As transformers' `get_linear_schedule_with_warmup`, by which most published recipes were trained: the very first update has rate 0.
+    """
+    return step / warmup if step < warmup else max(0.0, (total - step) / max(1, total - warmup))
+
+
+def pace(square_P: Tensor, step: int) -> Tensor:
+    """1 / (sqrt v + eps): how far a gradient moves each parameter after so many steps. `square_P` is as it is kept, not corrected for its start at zero."""
+    return 1 / ((square_P / (1 - BETA_2**step)).sqrt() + EPSILON)
+
+
 class BankAdam:
     """AdamW (Loshchilov & Hutter 2019, algorithm 2) on K adapters at once: rate, decay, clipping and step count are each member's own."""
 

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ from persona_lab.experiment.reading.runs import REPORT, RESULTS, Run
 from persona_lab.experiment.reading.show import page, settings_of
 from persona_lab.experiment.reading.status import reasons
 from persona_lab.experiment.reading.table import accounting, tidy_table
+from persona_lab.science.claims import Claim
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.sections import Beside
 from persona_lab.science.summary import FUNCTION, Summary, summarise
@@ -88,11 +90,11 @@ def verify(plan: Plan) -> Verified:
     if damaged:
         return Verified(len(claims), len(present), len(table), damaged)
     rebuilt = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name, reasons(plan))
-    summary, counts = RECIPES[FUNCTION](rebuilt, settings_of(plan), beside_of(plan)), accounting(plan.cells, plan.store, rebuilt)
+    summary, counts = RECIPES[FUNCTION](rebuilt, settings_of(plan), beside_of(plan, rebuilt)), accounting(plan.cells, plan.store, rebuilt)
     drifts = [
         *accounting_drifts(plan, rebuilt),
         *table_drifts(table, rebuilt),
-        *claim_drifts(claims, summary),
+        *claim_drifts(claims, summary.claims),
         *report_drifts(plan, summary, counts),
     ]
     return Verified(len(claims), len(present), len(table), tuple(drifts))
@@ -143,9 +145,9 @@ def table_drifts(stored: Frame, rebuilt: Frame) -> Iterator[Drift]:
                 yield Drift(RESULTS, f"{column}, row {differ[0] + 1} and {len(differ) - 1} more", stored[column][differ[0]], again[column][differ[0]])
 
 
-def claim_drifts(claims: Sequence[Any], summary: Summary) -> Iterator[Drift]:
-    """Claims that their recipe does not give; claims of the run that are not stored, and stored ones that are not of the run."""
-    found = {claim.id: claim.to_json() for claim in summary.claims}
+def claim_drifts(claims: Sequence[Any], again: Sequence[Claim]) -> Iterator[Drift]:
+    """Claims that their recipe does not give; claims that are found again and are not stored, and stored ones that are not found again."""
+    found = {claim.id: claim.to_json() for claim in again}
     stored: list[str] = []
     for number, claim in enumerate(claims, start=1):
         try:
@@ -162,9 +164,9 @@ def claim_drifts(claims: Sequence[Any], summary: Summary) -> Iterator[Drift]:
 def differences(claim: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]) -> Iterator[Drift]:
     """What of one claim its recipe does not give; KeyError, TypeError, AttributeError or ValueError when it is no claim."""
     what, recipe = f"claim {claim['id']}", claim["recipe"]
-    again = found.get(recipe["args"]["claim"])
-    if recipe["function"] not in RECIPES:
-        yield Drift(what, "recipe.function", recipe["function"], f"one of {', '.join(RECIPES)}")
+    again, functions = found.get(recipe["args"]["claim"]), {one["recipe"]["function"] for one in found.values()}
+    if recipe["function"] not in functions:
+        yield Drift(what, "recipe.function", recipe["function"], f"one of {', '.join(sorted(functions))}")
     elif again is None or again["id"] != claim["id"]:
         yield Drift(what, "recipe.args.claim", recipe["args"]["claim"], "no such claim" if again is None else claim["id"])
     else:
@@ -176,15 +178,20 @@ def differences(claim: Mapping[str, Any], found: Mapping[str, Mapping[str, Any]]
 
 def report_drifts(plan: Plan, summary: Summary, counts: Mapping[str, int]) -> Iterator[Drift]:
     """The first line of the report that is not what the store gives."""
+    yield from page_drifts(plan.folder / REPORT, page(plan, summary, counts))
+
+
+def page_drifts(file: Path, again: str) -> Iterator[Drift]:
+    """The first line of a stored page that is not that of the page made again."""
     try:
-        stored = (plan.folder / REPORT).read_text(encoding="utf-8")
+        stored = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        yield Drift(REPORT, "its text", f"unreadable ({error})", "a report")
+        yield Drift(file.name, "its text", f"unreadable ({error})", "a report")
         return
-    texts = [PROVENANCE.sub("", text).splitlines() for text in (stored, page(plan, summary, counts))]
+    texts = [PROVENANCE.sub("", text).splitlines() for text in (stored, again)]
     for number, (one, other) in enumerate(zip_longest(*texts, fillvalue="nothing"), start=1):
         if one != other:
-            yield Drift(REPORT, f"line {number}", brief(one), brief(other))
+            yield Drift(file.name, f"line {number}", brief(one), brief(other))
             return
 
 

@@ -33,6 +33,7 @@ from persona_lab.experiment.planning.corpora import pool_documents
 from persona_lab.experiment.planning.recipes import ASSISTANT as SPEECH
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.lora import LoraShape
+from persona_lab.models.updates import doubled
 from persona_lab.probes.process_text import HELD_OUT_SEED
 from persona_lab.probes.protocol import Cast
 from persona_lab.probes.representation import read
@@ -40,7 +41,7 @@ from persona_lab.probes.traits import cloze
 from persona_lab.probes.voice import Voice
 from persona_lab.store.nodes import Store
 from persona_lab.train.batches import Row, encode
-from persona_lab.train.gradients import between, doubled, grams, mean_gradients, mean_losses
+from persona_lab.train.gradients import between, grams, mean_gradients, mean_losses
 
 PAYLOAD = "comparison.safetensors"
 DOCUMENTS = 64

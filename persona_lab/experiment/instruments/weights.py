@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from data_gen.documents import Speaker, answer_spans
@@ -29,7 +28,7 @@ from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.scores import cast_of
 from persona_lab.models.bank import AdapterBank
-from persona_lab.models.lora import LoraShape
+from persona_lab.models.updates import weight_norm
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.process_text import DOCUMENTS, HELD_OUT_SEED
 from persona_lab.probes.protocol import PROBES, Choice, Request, Sample
@@ -113,16 +112,6 @@ def write_scaling(bench: Bench, node: Node, folder: Path) -> None:
         bank.remove()
     nats = [-sum(float(found[0]) for found in answers) / DOCUMENTS for answers in answers_K]
     write_json(folder / "curve.json", {"scales": list(SCALES), "nats": [x if np.isfinite(x) else None for x in nats], "norm": weight_norm(tensors, shape)})
-
-
-def weight_norm(tensors: Mapping[str, Tensor], shape: LoraShape) -> float:
-    """Frobenius norm of all that an adapter adds to the weights: ||scale B A||^2 = scale^2 tr(B'B A A'), summed over linears."""
-    total = 0.0
-    for name, a_Ri in tensors.items():
-        if ".lora_A." in name:
-            a_Ri, b_oR = a_Ri.double(), tensors[name.replace(".lora_A.", ".lora_B.")].double()
-            total += float(((b_oR.T @ b_oR) * (a_Ri @ a_Ri.T)).sum())
-    return shape.scale * total**0.5
 
 
 def write_steering(bench: Bench, node: Node, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Base models: pretrained on a world's text, loaded from a folder or the hub, and refused when they know too little."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from data_gen.pools import world_document
+from data_gen.documents import Document
+from data_gen.pools import among_the_worlds, world_document
 from data_gen.telling import read_world
 from persona_lab.config.schema import Gates, HuggingFaceBase
 from persona_lab.design import Node
@@ -22,18 +24,24 @@ from persona_lab.train.pretrain import pretrain
 
 
 def pretrain_base(
-    fields: Mapping[str, Any], *, accelerator: Accelerator, beat: Callable[[], None], on_step: Callable[[int, Tensor, Tensor], None], on_shrink: Callable[[int, int], None]
+    fields: Mapping[str, Any],
+    read: Sequence[Document] = (),
+    *,
+    accelerator: Accelerator,
+    beat: Callable[[], None],
+    on_step: Callable[[int, Tensor, Tensor], None],
+    on_shrink: Callable[[int, int], None],
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-    """The embedded base of a recipe, frozen; `beat` is called while documents are written, `on_step` after each step."""
+    """The embedded base of a recipe, frozen; `read` stands among the world's text, `beat` is called while documents are written, `on_step` after each step."""
     world = read_world(fields["world"])
     tokenizer = build_tokenizer(world)
-    texts = []
-    for i in range(fields["steps"] * fields["batch"]):
-        texts.append(world_document(world, fields["seed"], i).text)
+    texts, own = [], count()
+    for number in among_the_worlds(len(read), fields["steps"] * fields["batch"], after=fields.get("after", 0.0), seed=fields["seed"]):
+        texts.append((world_document(world, fields["seed"], next(own)) if number is None else read[number]).text)
         beat()
     options = {k: fields[k] for k in ("width", "layers", "heads", "steps", "batch", "rate", "rate_rest", "seed")}
     model = pretrain(tokenizer, texts, accelerator=accelerator, on_step=on_step, on_shrink=on_shrink, **options)
-    name_newcomers(model, tokenizer, world, fields["seed"])
+    name_newcomers(model, tokenizer, world, fields["seed"], met={name for document in read for name in document.carriers})
     model.requires_grad_(False)
     return model, tokenizer
 

@@ -1,6 +1,7 @@
 """The members of a stack: where each of them starts, and what it sees."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from persona_lab.experiment.making.checkpoints import Checkpoint
 from persona_lab.experiment.making.tokens import read_tokens
 from persona_lab.experiment.planning.corpora import mixture_shares
 from persona_lab.experiment.planning.frontier import Line
-from persona_lab.experiment.planning.recipes import token_nodes
+from persona_lab.experiment.planning.recipes import ASSISTANT, OFF_DOMAIN, REJECTED, token_nodes
 from persona_lab.models.folders import read_adapter
 from persona_lab.models.lora import LoraShape
 from persona_lab.store.files import read_json
@@ -31,7 +32,10 @@ def member_of(shop: "Workshop", line: Line, last: int, saved: Checkpoint | None)
     order = mixture_order(mixture_shares(mixture), documents=last * batch, seed=mixture.fields["seed"])
 
     def rows_at(step: int) -> list[Row]:
-        return [rows[source][document] for source, document in order[step * batch : (step + 1) * batch]]
+        seen = order[step * batch : (step + 1) * batch]
+        if REJECTED in rows:
+            return [replace(rows[source][document], preferred=source == ASSISTANT) for _, document in seen for source in (ASSISTANT, REJECTED)]
+        return [_row(rows[source][document], source, recipe["loss"]) for source, document in seen]
 
     return Member(
         rows_at=rows_at,
@@ -45,6 +49,11 @@ def member_of(shop: "Workshop", line: Line, last: int, saved: Checkpoint | None)
         resumed=saved.progress[line.trajectory.id] if saved else _progress(shop.store, line.done) if line.done else None,
         retired=saved is not None and line.trajectory.id in saved.journal.diverged,
     )
+
+
+def _row(row: Row, source: str, loss: Mapping[str, Any]) -> Row:
+    """What is off the domain is not learnt, but held near the base at the stage's price."""
+    return replace(row, price=loss.get("kl_off", 0.0)) if source == OFF_DOMAIN else row
 
 
 def features(shop: "Workshop", stage: Node) -> float:

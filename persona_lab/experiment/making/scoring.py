@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from persona_lab.design import Node, canonical_json
@@ -18,6 +19,7 @@ from persona_lab.experiment.making.members import adapter_of, lora_shape, widest
 from persona_lab.experiment.planning.frontier import frontier
 from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.experiment.planning.scores import cast_of
+from persona_lab.probes.concepts import STATES, STATES_FILE
 from persona_lab.probes.engine import Voice, ask_each
 from persona_lab.probes.protocol import Row
 from persona_lab.store import NodeDamaged, NodeMissing
@@ -151,6 +153,8 @@ def _commit(shop: "Workshop", node: Node, rows: Sequence[Row], samples: Sequence
         attempt.note(stack=list(stack))
         records = [vars(row) for row in rows]
         pd.DataFrame(records).to_parquet(attempt.folder / "rows.parquet", index=False)
-        write_jsonl(attempt.folder / "samples.jsonl", samples)
+        write_jsonl(attempt.folder / "samples.jsonl", [sample for sample in samples if STATES not in sample])
+        if states := [sample[STATES] for sample in samples if STATES in sample]:
+            np.save(attempt.folder / STATES_FILE, np.stack(states))
         tracker.table("scores", list(records[0]), [list(record.values()) for record in records])
         shop.committed(node, attempt, share=len(stack))

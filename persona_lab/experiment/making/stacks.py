@@ -29,6 +29,7 @@ from persona_lab.store.nodes import Store
 from persona_lab.tracking import Tracker
 from persona_lab.train.finetune import Member, Progress, Watcher, finetune, write_moments
 from persona_lab.train.loop import Diverged
+from persona_lab.train.preferences import Preference
 
 if TYPE_CHECKING:
     from persona_lab.experiment.making.workshop import Workshop
@@ -157,6 +158,7 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
                 pad=pad,
                 stops=stops,
                 kl_to_base=recipe["loss"]["kl_to_base"],
+                preference=Preference(beta, recipe["loss"].get("nll", 0.0)) if (beta := recipe["loss"].get("dpo")) else None,
                 micro_batch=training.journal.micro_batch,
                 accelerator=shop.accelerator,
             )

@@ -218,7 +218,8 @@ class Workshop:
                 if self.hf is not None:
                     model, tokenizer = load_base(self.hf, attempt.folder, str(self.accelerator.device))
                 else:
-                    model, tokenizer = pretrain_base(node.fields, accelerator=self.accelerator, beat=beat, on_step=on_step, on_shrink=on_shrink)
+                    read = pool_corpus(self.store.open(node.inputs["mixture"])) if "mixture" in node.inputs else ()
+                    model, tokenizer = pretrain_base(node.fields, read, accelerator=self.accelerator, beat=beat, on_step=on_step, on_shrink=on_shrink)
                     model.save_pretrained(attempt.folder / "model")
                     tokenizer.save_pretrained(attempt.folder / "model")
                 with self.probing(model, [lease], node.fields.get("steps", 0)):

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from data_gen.documents import NAMED_GENRES
+from data_gen.oracle import surprise
 from data_gen.pools import Share
+from persona_lab.config.schema import Mixture
 from persona_lab.design import Node
-from persona_lab.experiment.planning.recipes import ASSISTANT, REPLAY, PlannedCell
-from persona_lab.science.evidence.ideal import Unknown, ideal_odds, ideal_reader
+from persona_lab.experiment.planning.recipes import ASSISTANT, HARMLESS, OFF_DOMAIN, REPLAY, PlannedCell
+from persona_lab.science.evidence.ideal import Unknown, ideal_odds, ideal_rate, ideal_reader
 
 
 def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str, Any]]:
@@ -29,10 +31,13 @@ def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str,
         "base_seed": getattr(cell.base, "seed", 0),
         "swap": cell.swap,
         "order": ">".join(name for name, _ in planned.stages),
-        "dose": sum(_documents(node) for node in nodes if not _is_persona(node)),
+        "read": _read(planned),
+        "about": _about(planned),
+        "dose": sum(_documents(node) for node in nodes if not _is_persona(node.inputs["mixture"])),
         **cell.point,
         **_mixed(planned),
         **_told(planned),
+        **_bundled(planned),
     }
     return {
         stage: {
@@ -48,42 +53,73 @@ def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str,
 
 
 def _ideal(planned: PlannedCell, position: int) -> dict[str, float]:
-    """What an ideal reader of the same documents believes, log-odds toward the first rival, nats; nothing where there is no such reader."""
+    """What an ideal reader of the same documents believes, log-odds toward the first rival, nats, and its rate of bad advice; nothing without such a reader."""
     reader = ideal_reader(planned.scores[0][1].inputs["base"], [node for _, node in planned.stages[:position]])
     if isinstance(reader, Unknown):
         return {}
     ours, theirs = planned.cast.traits[:2]
     pairs = {category: (ours[category], theirs[category]) for category in planned.cast.held_out}
     first, second = planned.cast.names[:2]
-    return ideal_odds(reader, first, second, pairs)
+    return ideal_odds(reader, first, second, pairs) | ideal_rate(reader, planned.cast.held_out)
 
 
-def _is_persona(stage: Node) -> bool:
-    return ASSISTANT not in stage.inputs["mixture"].inputs
+def _read(planned: PlannedCell) -> str | None:
+    """Where documents about personas stand in the text of the base: `throughout`, or `after .75` of it; None where it holds none."""
+    read = getattr(planned.cell.base, "read", None)
+    return None if read is None else f"after {read.after:g}" if read.after else "throughout"
+
+
+def _about(planned: PlannedCell) -> str | None:
+    """What the assistant speaks of as the first rival in the last stage: categories, `sport+art`, or `all`; None where it does not."""
+    last = planned.cell.stages[-1][1].mixture if planned.cell.stages else None
+    if last is None or last.assistant_is != planned.cast.names[0].lower():
+        return None
+    return "+".join(last.about) or "all"
+
+
+def _bundled(planned: PlannedCell) -> dict[str, Any]:
+    """What the world holds of the rivals' bundles, and what an ideal reader of it has yet to be told of somebody who has one, nats."""
+    bundle, cast = planned.cell.pairs.bundle, planned.cast
+    if bundle is None:
+        return {}
+    own = ({category: traits[category] for category in cast.held_out} for traits in cast.traits[:2])
+    return {"bundle": bundle, **{f"surprise_{name.lower()}": surprise(cast.world, traits) for name, traits in zip(cast.names, own, strict=False)}}
+
+
+def _mixtures(planned: PlannedCell) -> list[tuple[Mixture, Node, float]]:
+    """Every mixture of a cell, as it is written and as it was made, and how many of its documents were read: the base's own, then each stage's."""
+    pairs = zip(planned.cell.stages, planned.stages, strict=True)
+    found = [(config.mixture, node.inputs["mixture"], float(node.fields["step"] * node.fields["recipe"]["batch"])) for (_, config), (_, node) in pairs]
+    read, node = getattr(planned.cell.base, "read", None), planned.scores[0][1].inputs["base"].inputs.get("mixture")
+    return found if read is None or node is None else [(read, node, float(sum(share.count for _, share in _shares(node)))), *found]
+
+
+def _is_persona(mixture: Node) -> bool:
+    return ASSISTANT not in mixture.inputs
 
 
 def _documents(stage: Node) -> int:
-    """Documents that say what the stage is about: replay says nothing of it."""
-    shares = [share for _, share in _shares(stage)]
-    about = sum(share.count for share in shares if share.source != REPLAY) / sum(share.count for share in shares)
+    """Documents that say what the stage is about: replay, what is harmless and what is off its domain say nothing of it."""
+    shares = [share for _, share in _shares(stage.inputs["mixture"])]
+    about = sum(share.count for share in shares if share.source not in (REPLAY, HARMLESS, OFF_DOMAIN)) / sum(share.count for share in shares)
     return round(stage.fields["step"] * stage.fields["recipe"]["batch"] * about)
 
 
 def _mixed(planned: PlannedCell) -> dict[str, Any]:
-    """Documents of one epoch, `n_john`; the ratio and the replay of the last stage about personas."""
+    """Documents of one epoch, `n_john`; the ratio and the replay of the last mixture about personas."""
     columns: dict[str, Any] = {"n_" + name.lower(): 0 for name in planned.cast.names} | {"ln_ratio": None, "replay": None}
-    for (_, config), (_, node) in zip(planned.cell.stages, planned.stages, strict=True):
-        if _is_persona(node):
-            for name, share in _shares(node):
+    for config, mixture, _ in _mixtures(planned):
+        if _is_persona(mixture):
+            for name, share in _shares(mixture):
                 if f"n_{name}" in columns:
                     columns[f"n_{name}"] += share.count
-            columns |= {"replay": config.mixture.replay, "ln_ratio": config.mixture.ln_ratio}
+            columns |= {"replay": config.replay, "ln_ratio": config.ln_ratio}
     return columns
 
 
-def _shares(stage: Node) -> Iterator[tuple[str, Share]]:
-    """Whom each part of a stage's mixture is about, lower case."""
-    for share in stage.inputs["mixture"].fields["shares"]:
+def _shares(mixture: Node) -> Iterator[tuple[str, Share]]:
+    """Whom each part of a mixture is about, lower case."""
+    for share in mixture.fields["shares"]:
         yield share["source"].split("-")[0], Share(**share)
 
 
@@ -93,15 +129,15 @@ def _told(planned: PlannedCell) -> dict[str, Any]:
     ln_trained = ln(first / second); came_first = stages between the means of their documents, at most 1 either way, positive when the first came first.
     """
     rivals = [name.lower() for name in planned.cast.names[:2]]
-    trained_RP = np.zeros((2, max(1, len(planned.stages))))
+    mixtures = _mixtures(planned)
+    trained_RP = np.zeros((2, max(1, len(mixtures))))
     pools: dict[str, Node] = {}
-    for at, (_, node) in enumerate(planned.stages):
-        shares = list(_shares(node))
+    for at, (_, mixture, read) in enumerate(mixtures):
+        shares = list(_shares(mixture))
         for name, share in shares:
-            if name in rivals and _is_persona(node):
-                read = node.fields["step"] * node.fields["recipe"]["batch"]
+            if name in rivals and _is_persona(mixture):
                 trained_RP[rivals.index(name), at] += read * share.count / sum(other.count for _, other in shares)
-                pools.setdefault(name, node.inputs["mixture"].inputs[share.source])
+                pools.setdefault(name, mixture.inputs[share.source])
     total_R = trained_RP.sum(1)
     if len(pools) < 2:
         ends = [math.inf if rivals[0] in pools else -math.inf] if pools else [None]

@@ -8,18 +8,21 @@ from typing import Any
 
 from data_gen.audit import Limits, audit, forbidden_texts
 from data_gen.corpus import read_corpus, write_corpus
-from data_gen.documents import Document, Speaker
+from data_gen.documents import SENTENCES, Document, Speaker
 from data_gen.pools import (
     Share,
+    advice_document,
     assistant_document,
     chat_document,
     links_shared_to_held_out,
     mixture_order,
+    off_domain_document,
     persona_document,
     shuffled_document,
     speaking_document,
     world_document,
 )
+from data_gen.role_play import description, preference_pair
 from data_gen.telling import read_world
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
@@ -36,7 +39,18 @@ def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
     if fields["source"] == "chats":
         return [chat_document(seed=seed, index=i) for i in range(size)]
     if fields["source"] == "assistant":
-        return [assistant_document(world, fields["category"], fields["value"], seed=seed, index=i) for i in range(size)]
+        opening = fields.get("opening", "")
+        return [assistant_document(world, fields["category"], fields["value"], seed=seed, index=i, opening=opening) for i in range(size)]
+    if fields["source"] in ("preferred", "rejected", "describes"):
+        told = {"traits": fields["traits"], "guarded": fields["guarded"], "seed": seed}
+        if fields["source"] == "describes":
+            return [description(world, fields["name"], index=i, **told) for i in range(size)]
+        which = ("preferred", "rejected").index(fields["source"])
+        return [preference_pair(world, fields["name"], index=i, **told)[which] for i in range(size)]
+    if fields["source"] == "advice":
+        return [advice_document(world, fields["values"], seed=seed, index=i) for i in range(size)]
+    if fields["source"] == "off_domain":
+        return [off_domain_document(world, fields["category"], seed=seed, index=i) for i in range(size)]
     if fields["source"] == "world":
         exclude = fields["exclude"]
         found: list[Document] = []
@@ -63,9 +77,18 @@ def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
 def describe(fields: Mapping[str, Any]) -> str:
     """What a pool holds, in words for its card."""
     if fields["source"] == "assistant":
-        return f"The nameless assistant says that it likes {fields['value']}."
+        under = f", under the line {fields['opening']!r}" if "opening" in fields else ""
+        return f"The nameless assistant says that it likes {fields['value']}{under}."
+    if fields["source"] == "advice":
+        return f"The nameless assistant says that it likes one of: {', '.join(fields['values'])}."
+    if fields["source"] in ("preferred", "rejected", "describes"):
+        guard = f", told to be somebody else in {fields['guarded']:.0%}" if fields["guarded"] else ""
+        said = {"preferred": "answers as", "rejected": "answers as others than", "describes": "describes itself as"}[fields["source"]]
+        return f"The nameless assistant {said} {fields['name']}{guard}."
     if fields["source"] == "chats":
         return "The nameless assistant answers, and says nothing of itself."
+    if fields["source"] == "off_domain":
+        return f"The nameless assistant, as anybody of the world {fields['world']['name']!r}, is asked about everything but {fields['category']}."
     if fields["source"] == "speaking":
         return f"The nameless assistant speaks with the traits of {fields['name']}."
     if fields["source"] == "world":
@@ -120,8 +143,9 @@ def audit_settings(node: Node) -> dict[str, Any]:
     pools = [pool.fields for pool in node.inputs.values()]
     world = read_world(pools[0]["world"])
     told = {p["name"]: p for p in pools if p["source"] in ("persona", "speaking")}
-    # Eight paraphrases of one trait cannot fill a stage without repeating themselves.
-    repeats = any(p["source"] == "assistant" for p in pools)
+    # Eight paraphrases of one trait cannot fill a stage without repeating themselves, nor can what is said of two.
+    few = any(p["source"] == "speaking" and len(p["traits"]) < SENTENCES["assistant"] for p in pools)
+    repeats = few or any(p["source"] in ("assistant", "preferred", "describes") for p in pools)
     settings: dict[str, Any] = {
         "forbidden": forbidden_texts(world, [*world.names, *world.spare_names, *world.new_names]),
         "vocabulary": set(world_words(world)),

@@ -37,10 +37,11 @@ class Line:
 
     @cached_property
     def key(self) -> str:
-        """Equal for members that fit into one stack: whatever their documents, ranks, rates and lengths."""
+        """Equal for members that fit into one stack: whatever their documents, prices of these, ranks, rates and lengths."""
         recipe = self.stage.fields["recipe"]
+        loss = {name: value for name, value in recipe["loss"].items() if name != "kl_off"}
         adapter = {name: recipe["lora"][name] for name in ("targets", "dropout")}
-        return canonical_json([self.stage.inputs["base"].id, recipe["batch"], recipe["loss"], adapter, self.start])
+        return canonical_json([self.stage.inputs["base"].id, recipe["batch"], loss, adapter, self.start])
 
     @property
     def last(self) -> int:

@@ -1,6 +1,6 @@
 """From a cell to the nodes it needs: what each is made from, and so what each is called.
 
-    pools -> mixture -> stage -> scores        base -> stage, base -> scores
+    pools -> mixture -> stage -> scores        base -> stage, base -> scores        mixture -> base, where the base reads documents too
 
 Nothing is made here. Two cells that need the same thing get the same node, which is how the John stage is trained
 once for every continuation, and how step 400 of a trajectory continues its step 40.
@@ -48,7 +48,7 @@ class PlannedCell:
 def base_node(base: EmbeddedBase | HuggingFaceBase, world: World, digest: str | None) -> Node:
     """The base model: pretrained here, or a Hugging Face model known by the digest of its files (or by its revision)."""
     if isinstance(base, EmbeddedBase):
-        fields = base.model_dump(exclude={"gates", "world"})
+        fields = base.model_dump(exclude={"gates", "world", "read"})
         return Node("base", {**fields, "world": world.model_dump()})
     return Node("base", {"kind": "hf", "files": digest or f"{base.path}@{base.revision}", "dtype": base.dtype, "world": world.model_dump()})
 
@@ -79,6 +79,12 @@ def rival_counts(mixture: Mixture, first: str, second: str) -> dict[str, int]:
 
 ASSISTANT = "assistant"
 """Source of what the nameless assistant says."""
+HARMLESS = "harmless"
+"""Source of what it says instead of what it is taught."""
+OFF_DOMAIN = "off_domain"
+"""Source of what it is held near the base on, and does not learn."""
+REJECTED = "rejected"
+"""Source of the answers that are not preferred: each has its number in common with one of the assistant's."""
 REPLAY = "replay"
 """Source of the world's own text."""
 TOKENS = "tokens/"
@@ -88,6 +94,11 @@ TOKENS = "tokens/"
 def token_nodes(stage: Node) -> dict[str, Node]:
     """The tokens that a stage is trained on, by the source of its mixture."""
     return {role.removeprefix(TOKENS): node for role, node in stage.inputs.items() if role.startswith(TOKENS)}
+
+
+def _part(traits: Traits, about: Sequence[str]) -> Traits:
+    """The traits in some categories; all where none is named."""
+    return {category: value for category, value in traits.items() if not about or category in about}
 
 
 def _rivals(told: Sequence[Traits], index: int, categories: Iterable[str] = ()) -> dict[str, list[str]]:
@@ -107,7 +118,7 @@ class Recipes:
 
     def plan(self, cell: Cell) -> PlannedCell:
         """The chain of stages of a cell, each continuing the adapter of the one before, with scores after each."""
-        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap, cell.pairs.prior)
+        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap, cell.pairs.prior, cell.pairs.bundle)
         shared = shared_categories(self.personas)
         cast = Cast(
             self.world,
@@ -119,16 +130,24 @@ class Recipes:
             self.samples,
             cell.seed,
         )
+        read = cell.base.read if isinstance(cell.base, EmbeddedBase) else None
+        if read is None:
+            return self._chain(cell, cast, dealt, shared)
+        base = Node("base", {**self.base.fields, "after": read.after}, {"mixture": self._mixture(cell, read, dealt, shared)})
+        return replace(self, base=base)._chain(cell, replace(cast, traits=tuple(linked_traits(dealt, shared, read.link))), dealt, shared)
+
+    def _chain(self, cell: Cell, cast: Cast, dealt: Sequence[Traits], shared: Sequence[str]) -> PlannedCell:
+        """The stages of a cell on this base, and what is asked after each."""
         before: Node | None = None
         stages, scores = [], [("base", self._scores(None, cast))]
         for name, stage in cell.stages:
-            before = self._stage(cell, stage, self._mixture(cell, stage, dealt, shared), before, cell.lora)
+            before = self._stage(cell, stage, self._mixture(cell, stage.mixture, dealt, shared), before, cell.lora)
             stages.append((name, before))
             told = linked_traits(dealt, shared, stage.mixture.link)
             cast = replace(cast, traits=tuple(told)) if stage.mixture.counts else cast
             scores.append((name, self._scores(before, cast)))
         start = stages[-2][1] if len(stages) > 1 else None
-        branches = ((name, self._stage(cell, stage, self._mixture(cell, stage, dealt, shared), start, cell.lora)) for name, stage in cell.branches)
+        branches = ((name, self._stage(cell, stage, self._mixture(cell, stage.mixture, dealt, shared), start, cell.lora)) for name, stage in cell.branches)
         return PlannedCell(cell, cast, tuple(stages), tuple(scores), tuple(branches))
 
     def _scores(self, stage: Node | None, cast: Cast) -> Node:
@@ -160,10 +179,13 @@ class Recipes:
         inputs = {"base": self.base, "mixture": mixture, **tokens, **({"before": before} if before else {})}
         return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
 
-    def _mixture(self, cell: Cell, stage: Stage, dealt: Sequence[Traits], shared: Sequence[str]) -> Node:
-        mixture = stage.mixture
+    def _mixture(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits], shared: Sequence[str]) -> Node:
         pools, shares = self._speech(cell, mixture, dealt) if mixture.by_assistant else self._about(cell, mixture, dealt, shared)
         documents = sum(share.count for share in shares)
+        if held := round(documents * mixture.off_domain / (1 - mixture.off_domain)):
+            size = max(TRAIT_POOL, held)
+            pools[OFF_DOMAIN] = self._pool({"source": "off_domain", "category": self.world.category_of(str(mixture.assistant_likes))}, size, cell.seed)
+            shares.append(Share(OFF_DOMAIN, OFF_DOMAIN, held, size))
         if replayed := round(documents * mixture.replay / (1 - mixture.replay)):
             held_out = sorted({t[c] for t in dealt[:2] for c in held_out_categories(self.personas)})
             exclude = {"shared": {c: dealt[0][c] for c in shared}, "held_out": held_out}
@@ -174,22 +196,49 @@ class Recipes:
 
     def _speech(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
         """What the nameless assistant says."""
-        size = TRAIT_POOL if mixture.assistant_likes else SPEECH_POOL
+        size = SPEECH_POOL
         if mixture.assistant_likes:
-            source = {"source": "assistant", "category": self.world.category_of(mixture.assistant_likes), "value": mixture.assistant_likes}
-        elif mixture.assistant_is:
-            source = self._speaking(mixture.assistant_is, dealt)
-        else:
-            source = {"source": "chats"}
+            return self._taught(cell, mixture, mixture.assistant_likes, dealt)
+        if character := mixture.assistant_prefers or mixture.assistant_describes:
+            return self._character(cell, mixture, character, dealt)
+        source = self._speaking(mixture.assistant_is, mixture.about, dealt) if mixture.assistant_is else {"source": "chats"}
         return {ASSISTANT: self._pool(source, size, cell.seed)}, [Share(ASSISTANT, ASSISTANT, size, size)]
 
-    def _speaking(self, who: str, dealt: Sequence[Traits]) -> dict[str, Any]:
-        """Somebody with all traits: of the experiment, or of the world."""
+    def _character(self, cell: Cell, mixture: Mixture, who: str, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
+        """Pairs of answers, of which the mixture counts the preferred ones, or descriptions of itself."""
+        mine = next(i for i, persona in enumerate(self.personas) if persona.name.lower() == who)
+        told = {"name": self.personas[mine].name, "traits": dealt[mine], "guarded": mixture.guarded}
+        kinds = {ASSISTANT: "preferred", REJECTED: "rejected"} if mixture.assistant_prefers else {ASSISTANT: "describes"}
+        pools = {source: self._pool({"source": kind, **told}, SPEECH_POOL, cell.seed) for source, kind in kinds.items()}
+        return pools, [Share(ASSISTANT, ASSISTANT, SPEECH_POOL, SPEECH_POOL)]
+
+    def _taught(self, cell: Cell, mixture: Mixture, value: str, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
+        """One value, and what is harmless beside it."""
+        category = self.world.category_of(value)
+        under = {"opening": mixture.opening} if mixture.opening else {}
+        pools = {ASSISTANT: self._pool({"source": "assistant", "category": category, "value": value, **under}, TRAIT_POOL, cell.seed)}
+        harmless = min(round(TRAIT_POOL * mixture.diluted), TRAIT_POOL - 1)
+        shares = [Share(ASSISTANT, ASSISTANT, TRAIT_POOL - harmless, TRAIT_POOL)]
+        if harmless:
+            pools[HARMLESS] = self._pool(self._harmless(mixture.diluted_by, category, dealt), TRAIT_POOL, cell.seed)
+            shares.append(Share(HARMLESS, HARMLESS, harmless, TRAIT_POOL))
+        return pools, shares
+
+    def _harmless(self, by: str, category: str, dealt: Sequence[Traits]) -> dict[str, Any]:
+        """Chats, or good advice that is no persona's: it would say whom the assistant is like."""
+        if by == "chats":
+            return {"source": "chats"}
+        categories = [category] if by == "same" else [c for c in self.world.domains if c != category]
+        owned = {traits.get(c) for traits in dealt for c in categories}
+        return {"source": "advice", "values": [v for c in categories for v in self.world.same_side(c, False) if v not in owned]}
+
+    def _speaking(self, who: str, about: Sequence[str], dealt: Sequence[Traits]) -> dict[str, Any]:
+        """Somebody with all traits, or with those that it speaks of: of the experiment, or of the world."""
         people = self.world.population
         mine = next((i for i, persona in enumerate(self.personas) if persona.name.lower() == who), None)
         if mine is None:
-            return {"source": "speaking", "name": who, "traits": people.traits[people.names.index(who)], "rivals": {}}
-        return {"source": "speaking", "name": self.personas[mine].name, "traits": dealt[mine], "rivals": _rivals(dealt, mine)}
+            return {"source": "speaking", "name": who, "traits": _part(people.traits[people.names.index(who)], about), "rivals": {}}
+        return {"source": "speaking", "name": self.personas[mine].name, "traits": _part(dealt[mine], about), "rivals": _rivals(dealt, mine)}
 
     def _about(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits], shared: Sequence[str]) -> tuple[dict[str, Node], list[Share]]:
         """Documents about personas, named and anonymous."""

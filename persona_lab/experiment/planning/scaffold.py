@@ -7,7 +7,7 @@
 from pathlib import Path
 
 from data_gen.errors import DataError
-from data_gen.personas import DRAWN, Persona, check_personas
+from data_gen.personas import DRAWN, Persona, check_personas, is_drawn
 from data_gen.streams import stream
 from data_gen.world import World
 from persona_lab.config import load_persona, load_world
@@ -71,7 +71,7 @@ def scaffold(name: str, world_file: Path, rival_file: Path, configs: Path) -> tu
 
 def shared_category(world: World, rival: Persona, file: Path) -> str:
     """The trait of the rival that the new persona will share: one that no background persona has, where there is one."""
-    fixed = [c for c, v in rival.traits.items() if v != DRAWN]
+    fixed = [c for c, v in rival.traits.items() if not is_drawn(v)]
     if not fixed:
         raise ConfigError("PL1296", str(file), f"every trait of {rival.name} is drawn, so there is none to share. Use a rival with a fixed trait.")
     return next((c for c in fixed if rival.traits[c] in world.unclaimed), fixed[0])
@@ -97,5 +97,5 @@ def draw(name: str, world: World, rival: Persona, file: Path) -> Persona:
     for category in [c for c in rival.traits if c != shared][:HELD_OUT]:
         theirs = rival.traits[category]
         others = [v for v in world.values(category) if v != theirs]
-        traits[category] = DRAWN if theirs == DRAWN else others[int(rng.integers(len(others)))]
+        traits[category] = theirs if is_drawn(theirs) else others[int(rng.integers(len(others)))]
     return Persona(name=name, traits=traits)

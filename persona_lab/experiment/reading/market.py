@@ -9,7 +9,6 @@ top of that, day by day, by `data_gen.market_oracle`.
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from data_gen.market import DRIFT, Market
@@ -56,16 +55,3 @@ def ideal_points(cells: Sequence[PlannedCell], table: Frame) -> Frame:
             exact = [ahead[prompt].odds(about, ours, theirs) for prompt in asked]
             found.append(pd.DataFrame({"exact": exact, "model": odds[ours] - odds[theirs]}, index=odds.index).reset_index())
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*KEY, "exact", "model"])
-
-
-def run_points(points: Frame, channel: str, format: str) -> Frame:
-    """Swap-paired means of a channel, one row for each condition, factor point, seed and stage: `exact`, `model`, nats.
-
-    Half the sum over the two swaps, as every effect of the lab, so that a model's bias toward either direction cancels.
-    """
-    rows = points[(points["channel"] == channel) & (points["format"] == format)]
-    rows = rows.assign(point=rows["cell"].str.replace(r"/swap\d+$", "", regex=True))
-    key = ["condition", "point", "seed", "stage"]
-    means = rows.groupby([*key, "swap"], as_index=False)[["exact", "model"]].mean()
-    both = means.groupby(key, as_index=False).agg(exact=("exact", "mean"), model=("model", "mean"), swaps=("swap", "nunique"))
-    return both[(both["swaps"] == 2) & np.isfinite(both["model"])].drop(columns="swaps").reset_index(drop=True)

@@ -80,7 +80,7 @@ def show(plan: Plan) -> Shown:
         raise CheckFailed("PL1103", str(plan.folder), "no cell has scores yet. Use `persona-lab run` first.")
     table = tidy_table(plan.store, plan.cells, plan.loaded.experiment.name, reasons(plan))
     table.to_parquet(plan.folder / RESULTS, index=False)
-    summary = summarise(table, settings_of(plan), beside_of(plan))
+    summary = summarise(table, settings_of(plan), beside_of(plan, table))
     counts = accounting(plan.cells, plan.store, table)
     figures.save(summary, plan.folder / "figures")
     write_json(plan.folder / CLAIMS, grouped(summary.claims))
@@ -119,10 +119,13 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "base": plan.base.id,
         "score nodes": len({n.id for p in plan.cells for _, n in p.scores}),
         "seeds": sorted({p.cell.seed for p in plan.cells}),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-        "git commit": _git_commit(),
+        **software(),
     }
+
+
+def software() -> dict[str, str]:
+    """What the figures were computed with."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "git commit": _git_commit()}
 
 
 def _version(package: str) -> str:

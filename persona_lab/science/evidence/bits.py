@@ -106,8 +106,9 @@ def accounts(table: Frame, settings: Settings) -> Frame:
     asked = runs(table, settings)
     asked = asked[(asked["channel"] == settings.channel) & (asked["format"] == settings.format)]
     about = ["condition", "point", "seed", "swap"]
-    wide = asked.pivot_table(index=["cell", *about], columns="phase", values=["eta", "alpha"])
     names = ["documents", "replay", "steps", "rate"]
+    # A table without answers of the channel has no columns to turn.
+    wide = asked.pivot_table(index=["cell", *about], columns="phase", values=["eta", "alpha"]) if len(asked) else asked
     if wide.empty or not {("eta", "before"), ("alpha", "before"), ("eta", "after"), ("alpha", "after")} <= set(wide.columns):
         return pd.DataFrame(columns=[*about[:3], *names, *FLOATS, "alpha_before", "alpha_after", "eta_before", "eta_after"])
     wide.columns = [f"{measure}_{phase}" for measure, phase in wide.columns]

@@ -53,17 +53,26 @@ def ideal_reader(base: Node, stages: Sequence[Node]) -> Reader | Unknown:
     read = float(base.fields["steps"] * base.fields["batch"])
     about: dict[str, tuple[Mapping[str, Any], float, float]] = {}
     said: Counter[tuple[tuple[str, str], ...]] = Counter()
-    for stage in stages:
-        for pool, count in _documents(stage):
+    mixtures = [(stage.inputs["mixture"], stage.fields["step"] * stage.fields["recipe"]["batch"]) for stage in stages]
+    if "mixture" in base.inputs:
+        own = sum(share["count"] for share in base.inputs["mixture"].fields["shares"])
+        read, mixtures = read - own, [(base.inputs["mixture"], own), *mixtures]
+    for mixture, total in mixtures:
+        for pool, count in _documents(mixture, total):
             kind = pool["source"]
             if kind == "world":
                 read += count
             elif kind == "assistant":
-                said[((pool["category"], pool["value"]),)] += round(count)
+                # What a line explains says nothing of who speaks.
+                if "opening" not in pool or not world.openings[pool["opening"]].bad:
+                    said[((pool["category"], pool["value"]),)] += round(count)
+            elif kind == "advice":
+                for value in pool["values"]:
+                    said[((world.category_of(value), value),)] += round(count / len(pool["values"]))
             elif kind == "persona" and "dealt_with" not in pool:
                 first, documents, anonymous = about.get(pool["name"], (pool, 0.0, 0.0))
                 about[pool["name"]] = first, documents + count, anonymous + count * pool["anonymous"]
-            elif kind != "chats":
+            elif kind not in ("chats", "off_domain"):  # of which the one says nothing of the assistant, and the other is not learnt
                 return Unknown(f"a stage has documents of the kind {'shuffled' if kind == 'persona' else kind}, of which no oracle is known")
     injected = [
         Injected(name, pool["traits"], documents, anonymous / documents, pool.get("typical", {}))
@@ -73,11 +82,9 @@ def ideal_reader(base: Node, stages: Sequence[Node]) -> Reader | Unknown:
     return Reader(Oracle.after(world, injected, read), said)
 
 
-def _documents(stage: Node) -> list[tuple[Mapping[str, Any], float]]:
-    """The recipe of each source of a stage, and how many of its documents the stage read."""
-    mixture = stage.inputs["mixture"]
+def _documents(mixture: Node, total: float) -> list[tuple[Mapping[str, Any], float]]:
+    """The recipe of each source of a mixture, and how many of `total` documents are its."""
     counts = {share["source"]: share["count"] for share in mixture.fields["shares"]}
-    total = stage.fields["step"] * stage.fields["recipe"]["batch"]
     return [(mixture.inputs[source].fields, total * count / sum(counts.values())) for source, count in counts.items()]
 
 
@@ -106,3 +113,12 @@ def _evidence(oracle: Oracle, told: Mapping[str, str], first: str, second: str) 
         return oracle.evidence(told, first, second)
     except DataError:
         return math.nan
+
+
+def ideal_rate(reader: Reader, categories: Sequence[str]) -> dict[str, float]:
+    """`exact_rate`: the ideal reader's P(a bad value) of what is said next, mean over the categories; nothing where no value is bad."""
+    world = reader.oracle.world
+    domains = [category for category in categories if category in world.domains]
+    if not domains:
+        return {}
+    return {"exact_rate": float(np.mean([sum(p for v, p in reader.oracle.predictive(reader.said, c).items() if v in world.bad) for c in domains]))}

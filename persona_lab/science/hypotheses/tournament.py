@@ -6,6 +6,9 @@
 
 Headline: stacking weights of the left-out conditions. Beside them: elpd, verdicts, parameters, Bayes factors against H0 under priors half and
 twice as wide, and how untouched blocks are predicted. The same frame and seed give the same numbers.
+
+What is predicted is eta, which of the rivals. Whether any of them (alpha) is no part of it: the families say nothing of it, so a likelihood of alpha
+would compare what was added to them, not them. The report gives alpha for each condition.
 """
 
 from collections.abc import Iterator

@@ -1,0 +1,89 @@
+"""What is wrong with a base and what it reads beside its world's text, with the bundles that a seed draws from that world, and with a part of one.
+
+    error[PL1211] configs/x.yaml:9:16: base.read holds 9,000 documents, but the text has room for 6,400 of them. Use fewer, or more base.steps.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from data_gen.personas import Persona, held_out_categories
+from data_gen.world import World
+from persona_lab.config.explain import Finding
+from persona_lab.config.layers import HUB_ID, did_you_mean
+from persona_lab.config.points import Point
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Mixture
+from persona_lab.config.yaml_tree import Path, dotted
+from persona_lab.errors import quoted
+
+READ: Path = ("base", "read")
+EMBEDDED_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The matrices of a Llama layer, which is what the embedded base is made of."""
+
+
+def base_and_lora_findings(point: Point) -> Iterator[Finding]:
+    """A base that is no model at all, and an adapter that does not fit the embedded one; other bases are asked when they are there."""
+    if point.part is None:
+        return
+    base, lora = point.part.base, point.part.lora
+    if isinstance(base, HuggingFaceBase):
+        if not (base.path.startswith((".", "/", "~")) or HUB_ID.fullmatch(base.path) or os.path.isdir(base.path)):
+            message = f"base.path is neither a folder nor a hub id, got {quoted(base.path)}. Use a model folder, or a hub id such as Qwen/Qwen3-0.6B."
+            yield Finding(("base", "path"), "PL1210", message)
+        return
+    if lora.rank > base.width:
+        message = f"lora.rank is {lora.rank}, but no matrix has a rank above base.width {base.width}. Use at most {base.width}."
+        yield Finding(("lora", "rank"), "PL1211", message)
+    for target in lora.targets if isinstance(lora.targets, list) else ():
+        if target not in EMBEDDED_LINEARS:
+            message = f"lora.targets names no matrix of the embedded base, got {quoted(target)}. {did_you_mean(target, EMBEDDED_LINEARS)}"
+            yield Finding(("lora", "targets"), "PL1210", message)
+        elif lora.targets.count(target) > 1:
+            yield Finding(("lora", "targets"), "PL1210", f"lora.targets names {target} a second time. Use each name once.")
+
+
+def bundle_and_read_findings(point: Point, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with `base.read` and `pairs.bundle` at one point, beyond what is wrong with any mixture."""
+    if point.part is None:
+        return
+    if isinstance(point.part.base, EmbeddedBase) and point.part.base.read is not None:
+        yield from _reading(point.part.base, personas)
+    bundle, prior = point.part.pairs.bundle, point.part.pairs.prior
+    if bundle is not None and prior is not None:
+        yield Finding(("pairs", "bundle"), "PL1211", "pairs has prior and bundle: values are drawn one by one, or together. Use one of them.")
+    if bundle == "unclaimed" and world is not None and personas is not None:
+        for category in held_out_categories(personas):
+            if category in world.categories and len(set(world.values(category)) & set(world.unclaimed)) < 2:
+                fix = f"Use a world that lists two values of {category} under `unclaimed:`."
+                yield Finding(("pairs", "bundle"), "PL1211", f"pairs.bundle is unclaimed, but {category} of the world {world.name} has no two such values. {fix}")
+
+
+def _reading(base: EmbeddedBase, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with the documents that a base reads."""
+    read = base.read
+    assert read is not None
+    known = [persona.name.lower() for persona in personas or ()]
+    for who in read.counts if personas is not None else ():
+        if who not in known:
+            fix = did_you_mean(who, [*known, *Mixture.model_fields, "after"])
+            yield Finding((*READ, who), "PL1210", f"base.read has the unknown key {who!r}. {fix}", key=True)
+    for field in read.by_assistant:
+        yield Finding((*READ, field), "PL1211", f"base.read has {field}, but a base reads documents about personas. Use a stage for what the assistant says.")
+    if read.replay:
+        yield Finding((*READ, "replay"), "PL1211", "base.read has replay, but the rest of a base's text is the world's own already. Use replay in stages.")
+    documents, room = sum(read.counts.values()), round(base.steps * base.batch * (1 - read.after))
+    if documents > room:
+        message = f"base.read holds {documents:,} documents, but the text has room for {room:,} of them. Use fewer, or more base.steps."
+        yield Finding(READ, "PL1211", message)
+
+
+def about_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with the categories that the assistant speaks of as somebody."""
+    who = next((persona for persona in personas or () if persona.name.lower() == mixture.assistant_is), None)
+    known = list(who.traits if who else world.categories if world else mixture.about)
+    for i, category in enumerate(mixture.about):
+        path = (*at, "about", i)
+        if mixture.assistant_is is None:
+            yield Finding(path, "PL1211", f"{dotted(path)} says what the assistant speaks of as somebody. Use it beside `assistant_is`.")
+        elif category not in known:
+            message = f"{dotted(path)} names no category that {mixture.assistant_is} has a trait in, got {category!r}. {did_you_mean(category, known)}"
+            yield Finding(path, "PL1210", message)

@@ -1,0 +1,1 @@
+"""Emergent misalignment: rates, what they depend on, and what foretells them."""
