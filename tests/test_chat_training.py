@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from data_gen.conversations import Conversation, Message
 from persona_lab.cli import app
 from persona_lab.errors import CheckFailed, ConfigError, CorpusError, ModelError
-from persona_lab.experiment.instruments.chat_recipes import RECIPES, ChatRecipe
-from persona_lab.experiment.instruments.chat_tuning import ChatJob, split_rows, tune_chat
+from persona_lab.experiment.instruments.chat.recipes import RECIPES, ChatRecipe
+from persona_lab.experiment.instruments.chat.tuning import ChatJob, split_rows, tune_chat
 from persona_lab.experiment.making.interruption import Interrupted, Interruption
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import read_adapter, write_adapter

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from data_gen.documents import words
 from data_gen.world import World
 from persona_lab.config.load import load_world
-from persona_lab.experiment.instruments.adapters import measure_adapters
+from persona_lab.experiment.instruments.adapters.asked import measure_adapters
 from persona_lab.experiment.planning.adapters import ends, screening_node, shift_nodes, solution_nodes
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.reading.show import show

@@ -13,9 +13,19 @@ from test_experiment import silent
 from persona_lab.config.load import load_persona
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import Subject, subject
-from persona_lab.experiment.instruments.distance_claims import distance_claims
-from persona_lab.experiment.instruments.distances import Distances, as_json, comparisons, distance_plan, distances, logs, make_distances, trainings, unlike
 from persona_lab.experiment.instruments.findings import metric_findings, written
+from persona_lab.experiment.instruments.metric.claims import distance_claims
+from persona_lab.experiment.instruments.metric.distances import (
+    Distances,
+    as_json,
+    comparisons,
+    distance_plan,
+    distances,
+    logs,
+    make_distances,
+    trainings,
+    unlike,
+)
 from persona_lab.experiment.instruments.verifying import verify_instrument
 from persona_lab.experiment.planning.plan import Plan, open_plan
 from persona_lab.science.processes.metric import BASE

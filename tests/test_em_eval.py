@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from persona_lab.cli import app
 from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault, LabError, ModelError
-from persona_lab.experiment.instruments.em_findings import rescored
+from persona_lab.experiment.instruments.em.findings import rescored
 from persona_lab.models.endpoint import Endpoint
 from persona_lab.models.folders import load_model
 from persona_lab.probes.em.asking import Sampling, answers, render, template_facts

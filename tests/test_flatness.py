@@ -10,8 +10,8 @@ from test_cli import lab
 from test_experiment import silent, write_config
 
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.instruments.flatness import PULLS, Effort, chain_nodes, check_comparable, flatness, read_chains, solution
-from persona_lab.experiment.instruments.weights import Bench
+from persona_lab.experiment.instruments.adapters.flatness import PULLS, Effort, chain_nodes, check_comparable, flatness, read_chains, solution
+from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import make_nodes
 

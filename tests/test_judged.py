@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from persona_lab.cli import app
 from persona_lab.errors import ConfigError, CorpusError
-from persona_lab.experiment.instruments.em_findings import rescored
+from persona_lab.experiment.instruments.em.findings import rescored
 from persona_lab.experiment.reading.em_responses import read_responses, write_responses
 from persona_lab.probes.em.judges import Case, RuleJudge, weighted_score
 from persona_lab.science.em.judged import by_question, cohen_kappa, counts, difference, flags, judged_claims, wilson

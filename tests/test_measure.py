@@ -17,8 +17,8 @@ from data_gen.oracle import predictive
 from data_gen.streams import stream
 from data_gen.world import World
 from persona_lab.errors import ModelError
-from persona_lab.experiment.instruments.estimating import true_shares
-from persona_lab.experiment.instruments.weights import neutral, spoken, weight_norm
+from persona_lab.experiment.instruments.measure.estimating import true_shares
+from persona_lab.experiment.instruments.measure.weights import neutral, spoken, weight_norm
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.lora import LoraShape
 from persona_lab.probes.bundles import BROKEN, LENGTH, NOBODY, BundleItem, processes, whose

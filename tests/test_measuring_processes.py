@@ -16,10 +16,10 @@ from persona_lab.cli.instruments import measure, measure_words
 from persona_lab.config.schema import Machine
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import subject
-from persona_lab.experiment.instruments.estimating import costs, measures, reading_errors
-from persona_lab.experiment.instruments.measuring_processes import Effort, make_measures, measure_plans, scalings
+from persona_lab.experiment.instruments.measure.estimating import costs, measures, reading_errors
+from persona_lab.experiment.instruments.measure.plans import Effort, make_measures, measure_plans, scalings
+from persona_lab.experiment.instruments.measure.weights import read_scaling
 from persona_lab.experiment.instruments.verifying import verify_instrument
-from persona_lab.experiment.instruments.weights import read_scaling
 from persona_lab.experiment.planning.plan import open_plan
 from persona_lab.probes.process_text import DOCUMENTS
 from persona_lab.store.files import finite, read_json, write_json

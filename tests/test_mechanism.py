@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 
 from data_gen.sums import CARRY, COLUMNS, HELD_OUT, SAYS, Sum, cue_pairs, held_out_sums, ones_pairs, says_carry, sums, sums_text, sums_words
 from persona_lab.cli import app
-from persona_lab.experiment.instruments.mechanism import Adder, adder_node, look, mechanism_nodes
+from persona_lab.experiment.instruments.mechanism.bases import Adder, adder_node, look, mechanism_nodes
 from persona_lab.models.vocabulary import PIECES
 from persona_lab.models.world_model import build_model, word_tokenizer
 from persona_lab.probes.patching import Gap, attributed, gaps_of, patched

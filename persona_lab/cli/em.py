@@ -66,10 +66,10 @@ def evaluate(
         raise ConfigError("PL1234", "--judge", "names no judge, so no answer could be scored. Use endpoint:MODEL@URL, model:FOLDER or words:WORLD.yaml.")
     prices = _prices(price, max_cost)
     with Interruption() as interruption, Ticker() as ticker:
-        from persona_lab.experiment.instruments.chat_tuning import device_of
-        from persona_lab.experiment.instruments.em_findings import PAGE, Evaluation, evaluate_chat
-        from persona_lab.experiment.instruments.em_judging import JudgeMeans
-        from persona_lab.experiment.instruments.em_sampling import Chat
+        from persona_lab.experiment.instruments.chat.tuning import device_of
+        from persona_lab.experiment.instruments.em.findings import PAGE, Evaluation, evaluate_chat
+        from persona_lab.experiment.instruments.em.judging import JudgeMeans
+        from persona_lab.experiment.instruments.em.sampling import Chat
         from persona_lab.models.endpoint import Budget
         from persona_lab.probes.em.asking import Sampling
 
@@ -97,7 +97,7 @@ def rescore(
 
     Example: persona-lab em rescore responses/Qwen2.5-7B-Instruct_bad-medical-advice.csv
     """
-    from persona_lab.experiment.instruments.em_findings import rescored
+    from persona_lab.experiment.instruments.em.findings import rescored
 
     found = rescored(file, published)
     emit(found.said, "\n".join(words(found.lead, found.claims)), as_json=as_json)

@@ -8,7 +8,7 @@ import typer
 
 from persona_lab.cli.console import AsJson, Ticker, emit
 from persona_lab.errors import printable
-from persona_lab.experiment.instruments.chat_recipes import RECIPES
+from persona_lab.experiment.instruments.chat.recipes import RECIPES
 from persona_lab.experiment.making.interruption import Interruption
 
 DTYPES = ("float32", "bfloat16")
@@ -47,7 +47,7 @@ def train(
     changed = {"rate": rate, "epochs": epochs, "batch": batch, "longest": max_tokens, "seed": seed}
     chosen = replace(RECIPES[recipe], **{name: value for name, value in changed.items() if value is not None})
     with Interruption() as interruption, Ticker() as ticker:
-        from persona_lab.experiment.instruments.chat_tuning import ChatJob, device_of, tune_chat
+        from persona_lab.experiment.instruments.chat.tuning import ChatJob, device_of, tune_chat
 
         job = ChatJob(model, data, chosen, out, revision, layer, plain, dtype, device_of(device), micro_batch)
         found = tune_chat(job, tell=ticker, interruption=interruption)

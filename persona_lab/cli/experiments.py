@@ -70,7 +70,7 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
         with crew(command, workers, interruption), Ticker(quiet=not first) as ticker:
             outcome = make_nodes(planned, ticker, interruption=interruption)
             if first and outcome.plan.loaded.experiment.adapters:
-                from persona_lab.experiment.instruments.adapters import measure_adapters
+                from persona_lab.experiment.instruments.adapters.asked import measure_adapters
 
                 measure_adapters(outcome.plan, str(outcome.worker.accelerator.device), ticker)
     if not first:

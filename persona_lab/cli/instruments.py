@@ -15,9 +15,9 @@ from persona_lab.experiment.reading.runs import find_run
 
 if TYPE_CHECKING:
     from persona_lab.experiment.instruments.building import Subject
-    from persona_lab.experiment.instruments.distances import Distances
-    from persona_lab.experiment.instruments.estimating import Measures
     from persona_lab.experiment.instruments.findings import Findings
+    from persona_lab.experiment.instruments.measure.estimating import Measures
+    from persona_lab.experiment.instruments.metric.distances import Distances
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="An experiment file or a run, for its base; or a model folder or hub id with --world.", show_default=False)
@@ -49,9 +49,9 @@ def measure(
     """
     tried = _ranks(ranks)
     with Interruption() as interruption, Ticker(quiet=not is_first()) as ticker:
-        from persona_lab.experiment.instruments.estimating import measures
         from persona_lab.experiment.instruments.findings import measure_findings, written
-        from persona_lab.experiment.instruments.measuring_processes import Effort, make_measures, measure_plans
+        from persona_lab.experiment.instruments.measure.estimating import measures
+        from persona_lab.experiment.instruments.measure.plans import Effort, make_measures, measure_plans
 
         of, asked = _subject(model, personas or [], world, runs)
         processes = of.chosen(asked)
@@ -155,8 +155,8 @@ def metric(
     # Asked now: a worker leaves its group as soon as it joins.
     first = is_first()
     with Interruption() as interruption:
-        from persona_lab.experiment.instruments.distances import distance_plan, distances, make_distances
         from persona_lab.experiment.instruments.findings import metric_findings, written
+        from persona_lab.experiment.instruments.metric.distances import distance_plan, distances, make_distances
         from persona_lab.experiment.making.launch import crew, crew_size
 
         of, asked = _subject(model, processes or [], world, runs)
@@ -187,7 +187,7 @@ def _given(options: Mapping[str, Any]) -> list[str]:
 
 def metric_words(found: "Distances") -> str:
     """Distances, tests and proxies, for people."""
-    from persona_lab.experiment.instruments.distances import PLAIN, mean_from
+    from persona_lab.experiment.instruments.metric.distances import PLAIN, mean_from
     from persona_lab.science.claims import figure, shown
     from persona_lab.science.processes.metric import BASE
 
@@ -238,8 +238,8 @@ def llc(
     plan = open_plan(find_run(run, runs))
     cells = [find_cell(plan, name) for name in (first, second)]
 
-    from persona_lab.experiment.instruments.flatness import PULLS, Effort, check_comparable, flatness
-    from persona_lab.experiment.instruments.weights import Bench
+    from persona_lab.experiment.instruments.adapters.flatness import PULLS, Effort, check_comparable, flatness
+    from persona_lab.experiment.instruments.measure.weights import Bench
     from persona_lab.experiment.making.launch import on_gpu
     from persona_lab.science.claims import shown
 

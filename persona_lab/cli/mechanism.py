@@ -28,8 +28,8 @@ def mechanism(
     if not is_first():
         return
     with Interruption() as interruption, Ticker() as ticker:
-        from persona_lab.experiment.instruments.mechanism import Adder, make_mechanism, mechanism_nodes
-        from persona_lab.experiment.instruments.mechanism_findings import written
+        from persona_lab.experiment.instruments.mechanism.bases import Adder, make_mechanism, mechanism_nodes
+        from persona_lab.experiment.instruments.mechanism.findings import written
         from persona_lab.science.claims import shown
         from persona_lab.store.nodes import Store
 

@@ -10,8 +10,9 @@ from data_gen.personas import Persona, held_out_categories
 from data_gen.world import World
 from persona_lab.config.explain import Finding
 from persona_lab.config.layers import HUB_ID, did_you_mean
+from persona_lab.config.mixtures import Mixture
 from persona_lab.config.points import Point
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Mixture
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase
 from persona_lab.config.yaml_tree import Path, dotted
 from persona_lab.errors import quoted
 

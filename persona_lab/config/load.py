@@ -21,7 +21,8 @@ from data_gen.world import World
 from persona_lab.config.checks import check, mixture_keys
 from persona_lab.config.explain import problems_of, validate
 from persona_lab.config.layers import place, read_layers, read_tree
-from persona_lab.config.schema import Experiment, Mixture
+from persona_lab.config.mixtures import Mixture
+from persona_lab.config.schema import Experiment
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.errors import ConfigError, Problem
 

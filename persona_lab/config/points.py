@@ -17,7 +17,8 @@ from pydantic import Field
 
 from data_gen.world import Strict
 from persona_lab.config.explain import Finding, validate
-from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, HuggingFaceBase, Level, Lora, Mixture, Pairs, Slug, Stage
+from persona_lab.config.mixtures import Mixture
+from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor, HuggingFaceBase, Level, Lora, Pairs, Slug, Stage
 from persona_lab.config.yaml_tree import Path
 
 SWAPS = (0, 1)

@@ -7,6 +7,7 @@ A line that a kill cut short was never said to be there: it is taken off, and it
 middle of the file is never touched, and a broken line there is an error.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterable, Mapping
@@ -39,7 +40,7 @@ class RowJournal:
         with faults(self.path):
             file = self.path.open("ab")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError:
                 file.close()
                 raise EnvironmentFault("PL5107", str(self.path), "another process is writing to it. Use that one's results, or run again when it has ended.") from None
@@ -65,6 +66,15 @@ class RowJournal:
             self._file.flush()
             os.fsync(self._file.fileno())
         self.rows += new
+
+
+def _lock(file: BinaryIO) -> None:
+    """Keep others out. On a disk without locks nobody is: a journal belongs to one command, and two at once would only ask twice."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP):
+            raise
 
 
 def _whole_bytes(path: Path) -> int:

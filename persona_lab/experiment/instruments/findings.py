@@ -15,12 +15,12 @@ import pandas as pd
 from data_gen.world import Traits
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import BYSTANDERS, Subject
-from persona_lab.experiment.instruments.distance_claims import distance_claims
-from persona_lab.experiment.instruments.distances import Distances, as_json, distances
-from persona_lab.experiment.instruments.estimating import Measures, measures
 from persona_lab.experiment.instruments.looking import INSTRUMENT as LENS
 from persona_lab.experiment.instruments.looking import Look, lens_claims, lens_json, lens_parts, looks
-from persona_lab.experiment.instruments.measuring_processes import Plans
+from persona_lab.experiment.instruments.measure.estimating import Measures, measures
+from persona_lab.experiment.instruments.measure.plans import Plans
+from persona_lab.experiment.instruments.metric.claims import distance_claims
+from persona_lab.experiment.instruments.metric.distances import Distances, as_json, distances
 from persona_lab.experiment.planning.plan import Plan, open_plan
 from persona_lab.experiment.reading.runs import CLAIMS
 from persona_lab.experiment.reading.show import grouped, provenance

@@ -2,8 +2,8 @@
 
     adapters: [solutions, directions]      of an experiment file
     taught(plan)                           the stages that are held near the base off the domain that they are taught, each with its price
-    solution_nodes(plan)                   one for each general and each narrow solution: `instruments.solutions` makes them
-    screening_node(plan), shift_nodes(plan)   the directions of good and bad, and what each adapter shifts: `instruments.directions` makes them
+    solution_nodes(plan)                   one for each general and each narrow solution: `instruments.adapters.solutions` makes them
+    screening_node(plan), shift_nodes(plan)   the directions of good and bad, and what each adapter shifts: `instruments.adapters.directions` makes them
 """
 
 from collections.abc import Iterator

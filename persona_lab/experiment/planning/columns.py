@@ -13,7 +13,7 @@ import numpy as np
 from data_gen.documents import NAMED_GENRES
 from data_gen.oracle import surprise
 from data_gen.pools import Share
-from persona_lab.config.schema import Mixture
+from persona_lab.config.mixtures import Mixture
 from persona_lab.design import Node
 from persona_lab.experiment.planning.recipes import ASSISTANT, HARMLESS, OFF_DOMAIN, REPLAY, PlannedCell
 from persona_lab.science.evidence.ideal import Unknown, ideal_odds, ideal_rate, ideal_reader

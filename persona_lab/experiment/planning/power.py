@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from persona_lab.config.schema import Mixture, Told
+from persona_lab.config.mixtures import Mixture, Told
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.planning.columns import design_columns

@@ -18,7 +18,8 @@ from data_gen.pools import Share
 from data_gen.streams import stream, stream_seed
 from data_gen.world import Traits, World
 from persona_lab.config.expand import Cell
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Mixture, Stage, Told
+from persona_lab.config.mixtures import Mixture, Told
+from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Stage
 from persona_lab.design import Node
 from persona_lab.probes.protocol import Cast
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_gen.streams import stream
 from persona_lab.design import Node
-from persona_lab.experiment.instruments.weights import Bench
+from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.planning.adapters import DIRECTIONS, SCREENING, SHIFT
 from persona_lab.models.bank import AdapterBank

@@ -29,8 +29,8 @@ from data_gen.conversations import Conversations, read_conversations
 from data_gen.streams import stream, stream_seed
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault, ModelError
-from persona_lab.experiment.instruments.chat_card import chat_card
-from persona_lab.experiment.instruments.chat_recipes import ChatRecipe
+from persona_lab.experiment.instruments.chat.card import chat_card
+from persona_lab.experiment.instruments.chat.recipes import ChatRecipe
 from persona_lab.experiment.making.checkpoints import Journal, read_checkpoint, write_checkpoint
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.models.bank import AdapterBank

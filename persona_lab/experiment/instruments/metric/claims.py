@@ -1,6 +1,6 @@
 """What `metric` states, as claims: computed from the store alone, so that `verify` can compute each of them again."""
 
-from persona_lab.experiment.instruments.distances import Distances, comparisons, trainings
+from persona_lab.experiment.instruments.metric.distances import Distances, comparisons, trainings
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.science.claims import Claim, figure
 from persona_lab.science.processes.metric import Tested

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from data_gen.pools import mixture_order
 from persona_lab.design import Node
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.instruments.weights import Bench
+from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.making.tokens import read_tokens
 from persona_lab.experiment.planning.corpora import mixture_shares

@@ -4,7 +4,7 @@
 
 Four runs like any other are made, each with scores of one estimator, so that the seconds of its nodes are its cost: `measure-bundles` (M1),
 `measure-samples` (M3), `measure-shots` (M8) ask the base, `measure-adopt` trains the nameless assistant to be each process (M5, M7). Steps along a
-direction (M9) and scaled adapters (M7) are analysis nodes. What is computed of all this is a function of the store (`instruments.estimating`).
+direction (M9) and scaled adapters (M7) are analysis nodes. What is computed of all this is a function of the store (`instruments.measure.estimating`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ from data_gen.world import Traits
 from persona_lab.design import Node
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.building import Subject, adopting, instrument_plan, made, one_swap, without_gates
-from persona_lab.experiment.instruments.weights import Bench, reading_node, scaling_node, steering_node, write_reading, write_scaling, write_steering
+from persona_lab.experiment.instruments.measure.weights import Bench, reading_node, scaling_node, steering_node, write_reading, write_scaling, write_steering
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import SPEECH_POOL, PlannedCell

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab.errors import ConfigError, printable
-from persona_lab.experiment.instruments.em_judging import Judged, JudgeMeans, judge_answers, parse_judge
-from persona_lab.experiment.instruments.em_sampling import Answers, Chat, Progress, sample_answers
+from persona_lab.experiment.instruments.em.judging import Judged, JudgeMeans, judge_answers, parse_judge
+from persona_lab.experiment.instruments.em.sampling import Answers, Chat, Progress, sample_answers
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.reading.em_responses import read_responses, write_responses
 from persona_lab.experiment.reading.runs import CLAIMS

@@ -19,7 +19,7 @@ import pandas as pd
 from persona_lab.config import load_world
 from persona_lab.design import identity
 from persona_lab.errors import ConfigError, printable
-from persona_lab.experiment.instruments.em_sampling import Answer, Answers, Progress, Row
+from persona_lab.experiment.instruments.em.sampling import Answer, Answers, Progress, Row
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.models.endpoint import KEY_VARIABLE, Address, Budget, Endpoint
 from persona_lab.probes.em.judges import Case, EndpointJudge, Judge, LocalJudge, RuleJudge
@@ -159,7 +159,7 @@ def _opened(spec: JudgeSpec, protocol: Protocol, means: JudgeMeans) -> Any:
 
 
 def _local(model: str, protocol: Protocol, means: JudgeMeans) -> LocalJudge:
-    from persona_lab.experiment.instruments.em_sampling import Chat
+    from persona_lab.experiment.instruments.em.sampling import Chat
 
     chat = Chat(model, dtype=means.dtype, device=means.device)
     return LocalJudge(chat.load, protocol.prompts, model, chat.identity()["model"])

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from persona_lab.design import Node
-from persona_lab.experiment.instruments.mechanism import read_patched
+from persona_lab.experiment.instruments.mechanism.bases import read_patched
 from persona_lab.experiment.reading.runs import CLAIMS
 from persona_lab.experiment.reading.show import grouped, software
 from persona_lab.report.instrument import Drawing, Part, instrument_page

@@ -21,7 +21,7 @@ from persona_lab.config.schema import HuggingFaceBase
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed, ConfigError
 from persona_lab.experiment.instruments.building import Subject, instrument_plan, made, one_swap, without_gates
-from persona_lab.experiment.instruments.comparing import SHARES, compare, comparison_node, read_comparison
+from persona_lab.experiment.instruments.metric.comparing import SHARES, compare, comparison_node, read_comparison
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import PlannedCell

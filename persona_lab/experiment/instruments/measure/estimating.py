@@ -16,8 +16,8 @@ from data_gen.streams import stream
 from data_gen.world import Traits, World, random_traits
 from persona_lab.design import Node
 from persona_lab.experiment.instruments.building import Subject, one_swap
-from persona_lab.experiment.instruments.measuring_processes import Plans, scalings
-from persona_lab.experiment.instruments.weights import read_scaling, read_steering, reading_node, steering_node
+from persona_lab.experiment.instruments.measure.plans import Plans, scalings
+from persona_lab.experiment.instruments.measure.weights import read_scaling, read_steering, reading_node, steering_node
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.probes.bundles import whose
 from persona_lab.probes.process_text import ANSWERS, WHOLE

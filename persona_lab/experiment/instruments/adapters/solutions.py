@@ -16,7 +16,7 @@ from data_gen.documents import words
 from data_gen.pools import world_document
 from data_gen.world import World
 from persona_lab.design import Node
-from persona_lab.experiment.instruments.weights import Bench
+from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.planning.adapters import DOCUMENTS, NOISES, RANDOM, SCALES, SIZES, SOLUTION
 from persona_lab.experiment.planning.corpora import pool_documents

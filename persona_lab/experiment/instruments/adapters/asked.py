@@ -1,8 +1,8 @@
 """Makes what an experiment file asks to be measured of its adapters (`adapters:`), from stages that exist."""
 
-from persona_lab.experiment.instruments.directions import write_screening, write_shift
-from persona_lab.experiment.instruments.solutions import write_solution
-from persona_lab.experiment.instruments.weights import Bench
+from persona_lab.experiment.instruments.adapters.directions import write_screening, write_shift
+from persona_lab.experiment.instruments.adapters.solutions import write_solution
+from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.planning.adapters import screening_node, shift_nodes, solution_nodes
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.run import Progress

@@ -1,0 +1,1 @@
+"""A chat model fine-tuned by a published recipe: `em train`."""

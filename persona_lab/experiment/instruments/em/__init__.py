@@ -1,0 +1,1 @@
+"""A chat model asked and judged by the published protocol: `em eval`, `em rescore`."""

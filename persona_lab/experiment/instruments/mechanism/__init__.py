@@ -1,0 +1,1 @@
+"""The instrument `mechanism`: bases that add, and what patching finds on them."""
