@@ -12,7 +12,7 @@ demo: $(READY)
 	$(BIN)/persona-lab run configs/quickstart.yaml
 
 test: $(READY)
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 check: $(READY)
 	$(BIN)/ruff check .

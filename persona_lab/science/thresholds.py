@@ -79,6 +79,17 @@ def over_seeds(values: np.ndarray, level: float = 0.95) -> Estimate:
     return Estimate(mean, (mean - half, mean + half), len(values))
 
 
+LARGEST_Z = 3.8
+"""Fisher's z of a correlation of .999: a perfect one has no finite z."""
+
+
+def correlation_over_seeds(values: np.ndarray) -> Estimate:
+    """Mean of one correlation per seed with its t interval, both by Fisher's z, so that it stays within -1 and 1. ValueError when empty."""
+    z = over_seeds(np.clip(np.arctanh(np.clip(np.asarray(values, float), -1 + 1e-12, 1 - 1e-12)), -LARGEST_Z, LARGEST_Z))
+    interval = None if z.interval is None else (float(np.tanh(z.interval[0])), float(np.tanh(z.interval[1])))
+    return Estimate(float(np.tanh(z.value)), interval, z.n)
+
+
 def equivalent(values: np.ndarray, margin: float) -> bool | None:
     """Two one-sided t tests at 5 %: True when the mean is shown to lie within +-margin; None with one seed (Schuirmann 1987)."""
     values = np.asarray(values, float)

@@ -17,13 +17,11 @@ from persona_lab.science.claims import Said, figure
 from persona_lab.science.effects import Frame
 from persona_lab.science.em.solutions import mean_said, verdict
 from persona_lab.science.stages.order import ratio_of_means
-from persona_lab.science.thresholds import over_seeds
+from persona_lab.science.thresholds import correlation_over_seeds, over_seeds
 
 CHANCE = 0.5
 FEWEST_RUNS = 4
 """Runs of a seed, or domains, before their ranks are correlated."""
-LARGEST_Z = 3.8
-"""Fisher's z of a correlation of .999: a perfect one has no finite z."""
 
 
 def auroc(bad: np.ndarray, good: np.ndarray) -> float:
@@ -124,7 +122,6 @@ def correlated(id: str, text: str, each: list[float | None]) -> Said:
     known = np.array([rho for rho in each if rho is not None], float)
     if not len(known):
         return id, f"{text}: not run.", None, None, "Spearman's rho", "not run"
-    estimate = over_seeds(np.clip(np.arctanh(np.clip(known, -1 + 1e-12, 1 - 1e-12)), -LARGEST_Z, LARGEST_Z))
-    interval = None if estimate.interval is None else (float(np.tanh(estimate.interval[0])), float(np.tanh(estimate.interval[1])))
+    estimate = correlation_over_seeds(known)
     seeds = "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
-    return id, f"{text} ({seeds}).", float(np.tanh(estimate.value)), interval, "Spearman's rho", verdict(estimate)
+    return id, f"{text} ({seeds}).", estimate.value, estimate.interval, "Spearman's rho", verdict(estimate)

@@ -14,7 +14,7 @@ import numpy as np
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Column, Frame, Settings
 from persona_lab.science.hypotheses.mediation import SAME_MEASURE, by_replicate, start_points
-from persona_lab.science.thresholds import over_seeds
+from persona_lab.science.thresholds import correlation_over_seeds, over_seeds
 
 QUANTITIES = {"m": ("measure", "M1", "nats"), "d": ("metric", "D1", "nats to adopt"), "eta": ("end", "log-odds after the last stage", "nats")}
 
@@ -36,7 +36,7 @@ def state_claims(frame: Frame) -> Iterator[Said]:
             yield f"state.{name}.slope", f"{what} where the last stage starts: slope on ln ratio of documents ({found.n} seeds).", found.value, found.interval, f"{unit} per nat", found.sign
     alike = [float(rows["m"].corr(rows["d"], method="spearman")) for _, rows in runs.groupby("seed") if rows["condition"].nunique() >= FEWEST]
     if alike:
-        found = over_seeds(np.array(alike))
+        found = correlation_over_seeds(np.array(alike))
         text = f"Rank correlation of measure and metric over the starts; -1: the rival that is likelier is nearer, and they are one quantity ({found.n} seeds)."
         yield "state.correlation", text, found.value, found.interval, "", found.sign
 
