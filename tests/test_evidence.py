@@ -9,8 +9,8 @@ from scipy import stats
 from scipy.optimize import curve_fit
 
 from persona_lab.science import Settings
-from persona_lab.science.evidence.account import evidence_claims
-from persona_lab.science.evidence.beliefs import adoption, belief_curve, curve_of, exchange
+from persona_lab.science.evidence.account import evidence_claims, exchange_claims
+from persona_lab.science.evidence.beliefs import SHARED, adoption, belief_curve, curve_of, exchange
 from persona_lab.science.evidence.bits import LEAST, accounts, ledger, matched_weights, needed_bits, ratio_weight, slope_weight, weights_by
 from persona_lab.science.evidence.calibration import fine_tuned
 
@@ -309,6 +309,15 @@ def test_the_exchange_rate_is_documents_over_the_shots_that_do_the_same():
     assert noise is not None
     assert exchange(noise, dict.fromkeys(range(3), 0.0), 96).reason == "shots are not shown to raise the odds"
     assert exchange(curve, after, 0).value is None
+
+
+def test_points_that_differ_before_the_last_stage_have_exchange_rates_of_their_own():
+    cells = {f"point {x}": f"ratios/ln_ratio={x}/steps=60/seed0/swap0" for x in (-1.4, 1.4)}
+    account = pd.DataFrame([{"condition": "ratios", "point": point, "documents": 960.0, "replay": None, "steps": 60.0, "rate": None} for point in cells])
+    told = {"condition": "ratios", "whose": SHARED, "format": "asked", "phase": "before", "shots": 0, "seed": 0, "alpha": 0.0}
+    shots = pd.DataFrame([told | {"point": point, "cell": cell} for point, cell in cells.items()])
+    assert [id for id, *_ in exchange_claims(shots, account)] == [f"exchange.asked.ratios.ln_ratio={x},steps=60" for x in (-1.4, 1.4)]
+    assert [id for id, *_ in exchange_claims(shots, account[:1])] == ["exchange.asked.ratios.steps=60"]
 
 
 def test_every_claim_of_a_planted_table_has_a_number_or_a_reason():

@@ -74,7 +74,7 @@ class Mixture(Strict, extra="allow"):
     base, at the price `loss.kl_off`."""
     assistant_is: str | None = None
     """A persona of the file, lower case, or a name of the world: the nameless assistant speaks with all of its traits."""
-    about: list[str] = Field(default_factory=list)
+    about: list[str] = Field(default_factory=list, exclude_if=lambda categories: not categories)
     """Categories that it then speaks of, and of no other; none: of all that it has a trait in."""
     assistant_prefers: str | None = Field(default=None, exclude_if=lambda who: who is None)
     """A persona of the file, lower case: pairs of answers of the nameless assistant, this persona's and somebody else's, for `loss.dpo`."""

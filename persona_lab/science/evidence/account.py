@@ -9,6 +9,7 @@
 `bits` has the ledger and the weights, `beliefs` the curves; what is undefined is a claim without a value whose text gives the reason.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from persona_lab.science.claims import Said, figure
@@ -121,13 +122,23 @@ def shot_claims(shots: Frame) -> Iterator[Said]:
         yield name, f"{text}{beyond}; discount alpha {curve.discount:g}.", reached.value, reached.interval, "shots", reached.verdict
 
 
+def _levels(rows: Frame) -> str:
+    """A design point by the levels of its last stage: `replay=0.5,steps=20`."""
+    return ",".join(f"{factor}={rows[factor].iloc[0]:g}" for factor in FACTORS if rows[factor].notna().any())
+
+
 def exchange_claims(shots: Frame, account: Frame) -> Iterator[Said]:
     """Documents of the last stage that do what one shot of the same words does, by format and design point."""
     told = shots[shots["whose"] == SHARED]
-    for (condition, point), rows in account.groupby(["condition", "point"], sort=False):
-        documents = float(rows["documents"].iloc[0])
-        levels = ",".join(f"{factor}={rows[factor].iloc[0]:g}" for factor in FACTORS if rows[factor].notna().any())
-        for way, at in told[(told["condition"] == condition) & (told["point"] == point)].groupby("format", sort=False):
+    points = list(account.groupby(["condition", "point"], sort=False))
+    alike = Counter((condition, _levels(rows)) for (condition, _), rows in points)
+    for (condition, point), rows in points:
+        documents, levels = float(rows["documents"].iloc[0]), _levels(rows)
+        own = told[(told["condition"] == condition) & (told["point"] == point)]
+        if alike[condition, levels] > 1 and len(own):
+            # They differ in what was read before the last stage, which is no level of it.
+            levels = own["cell"].iloc[0].split("/seed")[0].partition("/")[2].replace("/", ",")
+        for way, at in own.groupby("format", sort=False):
             name = ".".join(filter(None, ("exchange", way, condition, levels)))
             text = f"{condition}{f', {levels}' if levels else ''}: documents of the last stage that do what one shot of it does ({way}), of {figure(documents)}"
             curve = curve_of(at[at["phase"] == "before"], "alpha")
