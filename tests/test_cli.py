@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -300,7 +301,9 @@ def test_doctor_finds_what_fails(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_run_says_one_line_and_goes_on(number: signal.Signals, code: int, here: Path) -> None:
     command = [sys.executable, "-m", "persona_lab", "run", QUICK, *TINY, "base.steps=100000"]
-    with subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+    # Whoever starts the tests in the background has SIGINT ignored, and so would the run until it listens to it.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as worker:
         assert worker.stderr is not None
         said = worker.stderr.readline()
         worker.send_signal(number)
