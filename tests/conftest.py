@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from chat_model import trained_chat
 from hypothesis import HealthCheck, settings
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from data_gen.lens.world import LensWorld
 from data_gen.personas import Persona, deal_traits, held_out_categories, shared_categories
 from data_gen.pools import world_document
 from data_gen.world import World
@@ -148,3 +150,17 @@ def cast_of(world: World, personas: Sequence[Persona], *, seed: int = 0, swap: i
         samples,
         seed,
     )
+
+
+@pytest.fixture(scope="session")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chat model that gives one of two answers, and judges them."""
+    return trained_chat(tmp_path_factory.mktemp("chat") / "tiny-chat")
+
+
+@pytest.fixture(scope="session")
+def lens_world() -> LensWorld:
+    """The world that the lens looks at."""
+    world = load_world(CONFIGS / "worlds" / "lens.yaml")
+    assert isinstance(world, LensWorld)
+    return world

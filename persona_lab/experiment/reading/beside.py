@@ -72,7 +72,7 @@ def _vectors(plan: Plan, planned: PlannedCell, stage: str, node: Node) -> Iterat
         return
     about = {"cell": planned.cell.name, "condition": planned.cell.condition, "seed": planned.cell.seed, "stage": stage}
     categories = planned.cast.held_out
-    state_ILd = np.load(file, allow_pickle=False)
+    state_ILd = np.load(file)
     state_ERCLd = state_ILd.reshape(len(READINGS), 2, len(categories), *state_ILd.shape[1:])
     for reading, state_RCLd in zip(READINGS, state_ERCLd, strict=True):
         for layer, cosine_Q in enumerate(cosines(state_RCLd)):

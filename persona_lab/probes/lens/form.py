@@ -11,6 +11,7 @@ it, and a role says what an option is. `science.lens` has the pure function that
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from typing import Any
@@ -27,20 +28,20 @@ def written(name: str) -> Any:
     return yaml.safe_load(files("persona_lab.probes.lens").joinpath("items", f"{name}.yaml").read_text(encoding="utf-8"))
 
 
-class LensProbe:
+class LensProbe(ABC):
     """Choices by log-probability, in two forms. A probe that asks something else says so in `requests`, `score` and `check`."""
 
     name: str
     right: tuple[str, ...] = ()
     """Roles of which one option of each item has one: the answer that scores 1 when it is given."""
 
+    @abstractmethod
     def of_world(self, world: LensWorld, cast: Cast) -> Iterator[Item]:
         """The items about a world with `lens:`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def in_english(self) -> Iterator[Item]:
         """The items for a model that has read what people write."""
-        raise NotImplementedError
 
     def items(self, cast: Cast) -> list[Item]:
         """The questions, in a fixed order."""
