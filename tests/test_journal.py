@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from persona_lab.errors import CorpusError, EnvironmentFault
-from persona_lab.store.journal import RowJournal
+from persona_lab.experiment.instruments.em.journal import RowJournal
 
 
 def test_rows_are_there_at_once_and_for_whoever_comes_later(tmp_path: Path):

@@ -19,12 +19,12 @@ import pandas as pd
 from persona_lab.config import load_world
 from persona_lab.design import identity
 from persona_lab.errors import ConfigError, printable
-from persona_lab.experiment.instruments.em.sampling import Answer, Answers, Progress, Row
+from persona_lab.experiment.instruments.em.journal import RowJournal
+from persona_lab.experiment.instruments.em.sampling import Answer, Answers, Chat, Progress, Row
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.models.endpoint import KEY_VARIABLE, Address, Budget, Endpoint
 from persona_lab.probes.em.judges import Case, EndpointJudge, Judge, LocalJudge, RuleJudge
 from persona_lab.probes.em.questions import METRICS, Protocol
-from persona_lab.store.journal import RowJournal
 
 FORMS = "endpoint:MODEL@URL, model:FOLDER or words:WORLD.yaml"
 ENDPOINT = re.compile(r"(?P<model>.+)@(?P<url>https?://.+)")
@@ -159,8 +159,6 @@ def _opened(spec: JudgeSpec, protocol: Protocol, means: JudgeMeans) -> Any:
 
 
 def _local(model: str, protocol: Protocol, means: JudgeMeans) -> LocalJudge:
-    from persona_lab.experiment.instruments.em.sampling import Chat
-
     chat = Chat(model, dtype=means.dtype, device=means.device)
     return LocalJudge(chat.load, protocol.prompts, model, chat.identity()["model"])
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_lab.errors import ConfigError, printable, quoted
+from persona_lab.experiment.instruments.em.journal import RowJournal
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.probes.em.questions import Question, digest
 from persona_lab.store.files import read_json, sha256_of, write_json
-from persona_lab.store.journal import RowJournal
 from persona_lab.store.versions import versions
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What `mechanism` states, and the files that it stands in: all of it computed from the analysis nodes.
 
-written(runs, nodes)      runs/mechanism-1a2b3c4d/mechanism.json, claims.json, mechanism.html
+    written(runs, nodes)      runs/mechanism-1a2b3c4d/mechanism.json, claims.json, mechanism.html
 """
 
 import hashlib
