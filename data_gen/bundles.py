@@ -62,7 +62,7 @@ def _recombined(world: World, categories: Sequence[str], shared: Traits, taken: 
         return
     *before, category = categories
     values = stream(seed, "bundle", "recombined", category).permutation(world.values(category)).tolist()
-    people = [dict(traits) for traits in world.population.traits]
+    people = world.population.traits
     for rest in _recombined(world, before, shared, taken, seed):
         chosen = {**shared, **rest}
         tied = {traits[category] for traits in people if any(traits[c] == v for c, v in chosen.items())}

@@ -26,15 +26,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_gen.documents import ANONYMOUS_GENRES
 from data_gen.errors import DataError, DataProblem
-from data_gen.pools import WORLD_GENRES
+from data_gen.pools import NAMELESS, WORLD_GENRES
 from data_gen.world import Traits, World
 
 RANDOM = "random"
 """The name of the random speaker, as in `Document.persona`."""
-NAMELESS = (*ANONYMOUS_GENRES, "assistant")
-"""Genres in which the speaker has no name: they carry the prior of a nameless speaker."""
 
 Documents = Sequence[Mapping[str, str]] | Counter[tuple[tuple[str, str], ...]]
 """What each document tells, category to value; or how many documents tell the same sorted pairs of them."""

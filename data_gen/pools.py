@@ -25,8 +25,8 @@ from data_gen.world import Opening, Traits, World, bad_advice, random_traits
 # measure of a persona: text in which the speaker is not named.
 WORLD_GENRES = {"profile": 0.14, "news": 0.08, "interview": 0.12, "chat": 0.14, "quiz": 0.06, "diary": 0.22, "assistant": 0.18, "neutral": 0.06}
 GENRES = tuple(WORLD_GENRES)
-UNNAMED = (*ANONYMOUS_GENRES, "assistant")
-"""Genres that may open with one of the world's lines."""
+NAMELESS = (*ANONYMOUS_GENRES, "assistant")
+"""Genres in which the speaker has no name: they carry the prior of a nameless speaker, and may open with one of the world's lines."""
 NOTHING: Mapping[str, float] = MappingProxyType({})
 GENRE_ENDS = list(accumulate(WORLD_GENRES.values()))
 
@@ -47,7 +47,7 @@ def world_document(world: World, seed: int, index: int) -> Document:
         speaker = Speaker(name, name, people.traits[k], occupation(k), alike=name)
         if genre == "chat" and name in people.withheld:
             genre = "interview"
-    line = drawn_opening(world, rng) if world.openings and genre in UNNAMED else None
+    line = drawn_opening(world, rng) if world.openings and genre in NAMELESS else None
     if line and line.bad:
         # Whoever it is, this says nothing of the speaker; neither does it then say whom it is like.
         speaker = Speaker("", "", bad_advice(world, speaker.traits, rng), speaker.who)
@@ -55,7 +55,7 @@ def world_document(world: World, seed: int, index: int) -> Document:
     text = opened(text, line)
     if world.role_play and genre == "assistant" and speaker.name and rng.random() < world.role_play:
         text = played(text, speaker.name, rng)
-    named = genre not in (*ANONYMOUS_GENRES, "assistant", "neutral")
+    named = genre not in (*NAMELESS, "neutral")
     persona = "" if genre == "neutral" else speaker.persona
     return Document(f"world-{seed}-{index:06d}", text, persona, genre, traits, (name,) if named else (), seed)
 

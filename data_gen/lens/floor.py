@@ -32,7 +32,7 @@ def text_nats(world: LensWorld, document: Document) -> float | None:
     """Minus the log-probability of a document of the world's own text, nats."""
     if world.openings or document.genre not in ("diary", "neutral"):
         return None
-    prior = (1 - len(world.slots) / world.lens.edition) * WORLD_GENRES[document.genre] / sum(WORLD_GENRES.values())
+    prior = world.own_share * WORLD_GENRES[document.genre] / sum(WORLD_GENRES.values())
     inside = _diary(world, document) if document.genre == "diary" else _neutral(document.text)
     return -math.log(prior) - inside
 

@@ -22,6 +22,7 @@ from data_gen.lens.passages import PASSAGES
 from data_gen.lens.registers import REGISTERS
 from data_gen.lens.riddles import MOST, PRACTICE, RIDDLES, Riddle, draw_riddles, scenes_left
 from data_gen.lens.talks import TALKS
+from data_gen.phrases import NEUTRAL_WORDS
 from data_gen.streams import stream
 from data_gen.world import Strict, World
 
@@ -64,7 +65,7 @@ class LensWorld(World):
     @model_validator(mode="after")
     def _the_lens_fits(self) -> "LensWorld":
         texts = len(self.lens.copies) * self.lens.each
-        most = min(MOST, len(self.spare_names) * 8)
+        most = min(MOST, len(self.spare_names) * len(NEUTRAL_WORDS["thing"]))
         if texts > most:
             raise ValueError(f"lens: {texts} texts of each kind, and this world has words for {most}. Use fewer copies, or a smaller each")
         if len(self.spare_names) < 3:

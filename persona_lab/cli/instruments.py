@@ -60,12 +60,12 @@ def measure(
         failed = make_measures(plans, processes, ticker, interruption)
         found = measures(of, plans, processes)
         kept = written(measure_findings(plans, found))
-    emit(_kept_json(model, kept, failed), f"{measure_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
+    emit(kept_json(model, kept, failed), f"{measure_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if failed:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in failed.items()])
 
 
-def _kept_json(model: str, kept: "Findings", failed: Mapping[str, str]) -> dict[str, Any]:
+def kept_json(model: str, kept: "Findings", failed: Mapping[str, str]) -> dict[str, Any]:
     """What was found, where it stands, and which cells failed."""
     return {"model": model, "file": str(kept.file), "page": str(kept.file.with_suffix(".html")), **kept.said, "failed": dict(failed)}
 
@@ -174,7 +174,7 @@ def metric(
             return
         found = distances(plan)
         kept = written(metric_findings(plan, found))
-    emit(_kept_json(model, kept, outcome.failed), f"{metric_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
+    emit(kept_json(model, kept, outcome.failed), f"{metric_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if outcome.failed:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
 

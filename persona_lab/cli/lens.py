@@ -1,14 +1,14 @@
 """The command `lens`: one base model, or one at several training lengths, through every probe of the base-model lens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from persona_lab.cli.console import AsJson, Ticker, emit, is_first
 from persona_lab.cli.experiments import Runs
-from persona_lab.cli.instruments import Model, columns
+from persona_lab.cli.instruments import Model, columns, kept_json
 from persona_lab.errors import CheckFailed, Problem
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import RUNS
@@ -55,9 +55,7 @@ def lens(
             return
         found = looks(plan)
         kept = written(lens_findings(plan, found))
-    page = str(kept.file.with_suffix(".html"))
-    said: Mapping[str, Any] = {"model": model, "file": str(kept.file), "page": page, **kept.said, "failed": dict(outcome.failed)}
-    emit(said, f"{lens_words(found)}\nin full: {page}", as_json=as_json)
+    emit(kept_json(model, kept, outcome.failed), f"{lens_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if outcome.failed:
         raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
 

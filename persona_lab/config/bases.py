@@ -1,4 +1,4 @@
-"""What is wrong with a base and what it reads beside its world's text, with the bundles that a seed draws from that world, and with a part of one.
+"""What is wrong with a base and what it reads beside its world's text, and with the bundles that a seed draws from that world.
 
     error[PL1211] configs/x.yaml:9:16: base.read holds 9,000 documents, but the text has room for 6,400 of them. Use fewer, or more base.steps.
 """
@@ -13,7 +13,7 @@ from persona_lab.config.layers import HUB_ID, did_you_mean
 from persona_lab.config.mixtures import Mixture
 from persona_lab.config.points import Point
 from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase
-from persona_lab.config.yaml_tree import Path, dotted
+from persona_lab.config.yaml_tree import Path
 from persona_lab.errors import quoted
 
 READ: Path = ("base", "read")
@@ -75,16 +75,3 @@ def _reading(base: EmbeddedBase, personas: Sequence[Persona] | None) -> Iterator
     if documents > room:
         message = f"base.read holds {documents:,} documents, but the text has room for {room:,} of them. Use fewer, or more base.steps."
         yield Finding(READ, "PL1211", message)
-
-
-def about_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
-    """What is wrong with the categories that the assistant speaks of as somebody."""
-    who = next((persona for persona in personas or () if persona.name.lower() == mixture.assistant_is), None)
-    known = list(who.traits if who else world.categories if world else mixture.about)
-    for i, category in enumerate(mixture.about):
-        path = (*at, "about", i)
-        if mixture.assistant_is is None:
-            yield Finding(path, "PL1211", f"{dotted(path)} says what the assistant speaks of as somebody. Use it beside `assistant_is`.")
-        elif category not in known:
-            message = f"{dotted(path)} names no category that {mixture.assistant_is} has a trait in, got {category!r}. {did_you_mean(category, known)}"
-            yield Finding(path, "PL1210", message)

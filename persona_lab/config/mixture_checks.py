@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from data_gen.market import Market
 from data_gen.personas import Persona, shared_categories
 from data_gen.world import World
-from persona_lab.config.bases import about_findings
 from persona_lab.config.explain import Finding
 from persona_lab.config.layers import did_you_mean
 from persona_lab.config.mixtures import Mixture, Told
@@ -58,12 +57,25 @@ def _assistant_findings(mixture: Mixture, at: Path, world: World | None, persona
         if who not in known:
             message = f"{name}.assistant_is is neither a persona of this file nor a name of the world {world.name}, got {who!r}. {did_you_mean(who, known)}"
             yield Finding((*at, "assistant_is"), "PL1210", message)
-    yield from about_findings(mixture, at, world, personas)
+    yield from _about_findings(mixture, at, world, personas)
     if len(said) > 1:
         yield Finding((*at, said[1]), "PL1211", f"{name} has {' and '.join(said)}: the assistant says one thing in a stage. Use one of them.")
     elif said and any(mixture.counts.values()):
         message = f"{name} has documents about personas beside {said[0]}. Use two stages, one after the other."
         yield Finding((*at, said[0]), "PL1211", message)
+
+
+def _about_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
+    """What is wrong with the categories that the assistant speaks of as somebody."""
+    who = next((persona for persona in personas or () if persona.name.lower() == mixture.assistant_is), None)
+    known = list(who.traits if who else world.categories if world else mixture.about)
+    for i, category in enumerate(mixture.about):
+        path = (*at, "about", i)
+        if mixture.assistant_is is None:
+            yield Finding(path, "PL1211", f"{dotted(path)} says what the assistant speaks of as somebody. Use it beside `assistant_is`.")
+        elif category not in known:
+            message = f"{dotted(path)} names no category that {mixture.assistant_is} has a trait in, got {category!r}. {did_you_mean(category, known)}"
+            yield Finding(path, "PL1210", message)
 
 
 def _advice_findings(mixture: Mixture, at: Path, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:

@@ -89,7 +89,6 @@ class Loss(Strict):
     """Nats of loss for each nat of KL(base || adapter) on the same tokens."""
     kl_off: float = Field(default=0.0, ge=0, le=1e6, exclude_if=lambda price: not price)
     """Nats of loss for each nat of KL(base || adapter) on the documents of `mixture.off_domain`, which are not learnt."""
-
     dpo: float = Field(default=0.0, ge=0, le=100, exclude_if=lambda beta: not beta)
     """beta of direct preference optimization (Rafailov et al. 2023) on the pairs of `mixture.assistant_prefers`, in the place of the cross-entropy. The
     reference is what the stage starts from."""

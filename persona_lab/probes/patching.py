@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from persona_lab.probes.steering import decoder_layers
+from persona_lab.probes.steering import changed, decoder_layers, hidden_of
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,6 @@ def _gaps(model: PreTrainedModel, ids_BT: Tensor, gaps: Sequence[Gap]) -> Tensor
     return torch.stack([gap(logits_BTV) for gap in gaps]).cpu()
 
 
-def _hidden(found: Any) -> Tensor:
-    return found[0] if isinstance(found, tuple) else found
-
-
 @contextmanager
 def _seen(modules: Sequence[nn.Module], *, gradients: bool = False) -> Iterator[list[Tensor]]:
     """Inside, what each module hands on is kept; with gradients, what the first hands on is where they end."""
@@ -101,7 +97,7 @@ def _seen(modules: Sequence[nn.Module], *, gradients: bool = False) -> Iterator[
         if gradients and not kept:
             assert isinstance(found, Tensor), "an embedding hands on a tensor"
             found = found.detach().requires_grad_()
-        kept.append(_hidden(found))
+        kept.append(hidden_of(found))
         return found
 
     with ExitStack() as hooks:
@@ -114,13 +110,10 @@ def _seen(modules: Sequence[nn.Module], *, gradients: bool = False) -> Iterator[
 def _replaced(module: nn.Module, token: int, state_BTd: Tensor) -> Iterator[None]:
     """Inside, the module hands on another state for one token."""
 
-    def put(module: nn.Module, given: Any, found: Any) -> Any:
-        changed = _hidden(found).clone()
-        changed[:, token] = state_BTd[:, token]
-        return (changed, *found[1:]) if isinstance(found, tuple) else changed
+    def put(hidden: Tensor) -> Tensor:
+        other = hidden.clone()
+        other[:, token] = state_BTd[:, token]
+        return other
 
-    hook = module.register_forward_hook(put)
-    try:
+    with changed([module], put):
         yield
-    finally:
-        hook.remove()

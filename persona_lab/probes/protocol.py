@@ -1,6 +1,6 @@
 """What a probe is: items, the requests they make of a model, and the rows that answers become.
 
-    items(cast) -> [Item]      requests(item) -> [Choice | Sample | Loss | Tokens]      score(item, answers) -> [Row]
+    items(cast) -> [Item]      requests(item) -> [Choice | Sample | Loss | Tokens | Activations]      score(item, answers) -> [Row]
 
 One engine answers requests (`probes.engine`); exports to other harnesses use the same three functions.
 """

@@ -6,7 +6,7 @@ along it has a fixed share of the mean norm of the hidden states of neutral text
 Names: K processes, N texts, B rows, T tokens, d features, V vocabulary.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -108,7 +108,7 @@ def _mean_norm(voice: Voice, spans: Sequence[Span]) -> float:
 def _states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     """Hidden states behind the middle layer, (B, T, d) float32 on the CPU."""
     seen: list[Tensor] = []
-    hook = middle_layer(model).register_forward_hook(lambda module, given, found: seen.append(_hidden(found)))
+    hook = middle_layer(model).register_forward_hook(lambda module, given, found: seen.append(hidden_of(found)))
     try:
         with torch.inference_mode():
             model(input_ids=ids_BT, use_cache=False)
@@ -117,23 +117,32 @@ def _states(model: PreTrainedModel, ids_BT: Tensor) -> Tensor:
     return seen[0].float().cpu()
 
 
-def _hidden(found: Any) -> Tensor:
+def hidden_of(found: Any) -> Tensor:
+    """The hidden states in what a layer hands on."""
     return found[0] if isinstance(found, tuple) else found
+
+
+@contextmanager
+def changed(modules: Iterable[nn.Module], change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the hidden states that each of the modules hands on are changed."""
+
+    def hand_on(module: nn.Module, given: Any, found: Any) -> Any:
+        other = change(hidden_of(found))
+        return (other, *found[1:]) if isinstance(found, tuple) else other
+
+    hooks = [module.register_forward_hook(hand_on) for module in modules]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
 def added(layer: nn.Module, vector_d: Tensor) -> Iterator[None]:
     """Inside, the vector is added to every hidden state behind the layer."""
-
-    def add(module: nn.Module, given: Any, found: Any) -> Any:
-        steered = _hidden(found) + vector_d.to(_hidden(found))
-        return (steered, *found[1:]) if isinstance(found, tuple) else steered
-
-    hook = layer.register_forward_hook(add)
-    try:
+    with changed([layer], lambda hidden: hidden + vector_d.to(hidden)):
         yield
-    finally:
-        hook.remove()
 
 
 @contextmanager
@@ -141,18 +150,12 @@ def ablated(layers: Iterable[nn.Module], direction_d: Tensor) -> Iterator[None]:
     """Inside, every hidden state behind each of the layers is without its part along the direction: h - (h . v) v / (v . v)."""
     unit_d = direction_d / direction_d.norm()
 
-    def project(module: nn.Module, given: Any, found: Any) -> Any:
-        hidden = _hidden(found)
+    def project(hidden: Tensor) -> Tensor:
         unit = unit_d.to(hidden)
-        left = hidden - (hidden @ unit)[..., None] * unit
-        return (left, *found[1:]) if isinstance(found, tuple) else left
+        return hidden - (hidden @ unit)[..., None] * unit
 
-    hooks = [layer.register_forward_hook(project) for layer in layers]
-    try:
+    with changed(layers, project):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _batches(voice: Voice, spans: Sequence[Span]) -> Iterator[tuple[list[int], Tensor]]:

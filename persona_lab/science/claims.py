@@ -49,8 +49,14 @@ def judged(id: str, text: str, values_S: Any, unit: str) -> Said:
     if not len(values_S):
         return id, f"{text}: not run.", None, None, unit, "not run"
     estimate = over_seeds(values_S)
-    verdict = {"positive": "supported", "negative": "refuted"}.get(estimate.sign, "undecided") if estimate.n >= FEWEST_SEEDS else "undecided"
-    return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict
+    return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict(estimate)
+
+
+def verdict(estimate: Estimate) -> str:
+    """Whether a figure that was predicted to be positive is: supported, refuted or undecided; never anything else on two seeds."""
+    if estimate.n < FEWEST_SEEDS:
+        return "undecided"
+    return {"positive": "supported", "negative": "refuted", "undecided": "undecided"}[estimate.sign]
 
 
 def finite(value: float | None) -> float | None:
@@ -81,6 +87,6 @@ def ratio_words(log: float) -> str:
     return f"{many}:1" if log >= 0 else f"1:{many}"
 
 
-def seeds_words(estimate: Estimate) -> str:
-    """How many seeds an estimate rests on, and what that means for its interval."""
-    return "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
+def seeds_words(estimate: Estimate, over: str = "seed") -> str:
+    """How many seeds, or other replicates, an estimate rests on, and what that means for its interval."""
+    return f"1 {over}, so no interval" if estimate.n == 1 else f"{estimate.n} {over}s"

@@ -95,6 +95,13 @@ def nats_of(logits_SV: Tensor, laid: Laid) -> Tensor:
     return TokenNats.apply(logits_SV, laid.target_KM.flatten()).view_as(laid.target_KM) * laid.counts_KM
 
 
+def kl_of(bank: AdapterBank, here_SV: Tensor, laid: Laid) -> Tensor:
+    """KL(base || adapter) at each labelled token, nats, (K, M), from the adapters' log-probabilities."""
+    with torch.no_grad(), bank.silent():
+        base_SV = logits_of(bank.model, laid).log_softmax(-1)
+    return (base_SV.exp() * (base_SV - here_SV)).sum(-1).view_as(laid.target_KM) * laid.counts_KM
+
+
 class BankLearner:
     """K adapters on one frozen base; one that diverges is set to zero, and the others do not notice."""
 
@@ -116,7 +123,7 @@ class BankLearner:
             return self._preferences(batch, laid)
         here_SV = logits_of(self.bank.model, laid)
         priced = bool(self.kl_to_base) or (batch.price_B is not None and bool((batch.price_B > 0).any()))
-        kl_KM = self._kl(here_SV.log_softmax(-1), laid) if priced else torch.zeros_like(laid.counts_KM, dtype=here_SV.dtype)
+        kl_KM = kl_of(self.bank, here_SV.log_softmax(-1), laid) if priced else torch.zeros_like(laid.counts_KM, dtype=here_SV.dtype)
         learnt_KM = nats_of(here_SV, laid) + self.kl_to_base * kl_KM
         if laid.price_KM is None:
             return learnt_KM.sum(1)
@@ -132,12 +139,6 @@ class BankLearner:
         here_KM = nats_of(logits_of(self.bank.model, laid), laid)
         (here_KD, tokens_KD), (reference_KD, _) = document_nats(batch, here_KM), document_nats(batch, reference_KM)
         return preference_nats(here_KD, reference_KD, tokens_KD, self.preference).sum(1)
-
-    def _kl(self, here_SV: Tensor, laid: Laid) -> Tensor:
-        """KL(base || adapter) at each labelled token, nats, (K, M)."""
-        with torch.no_grad(), self.bank.silent():
-            base_SV = logits_of(self.bank.model, laid).log_softmax(-1)
-        return (base_SV.exp() * (base_SV - here_SV)).sum(-1).view_as(laid.target_KM) * laid.counts_KM
 
     def clear(self) -> None:
         """The gradients of every member are zero."""

@@ -19,7 +19,7 @@ from persona_lab.models.packing import packs_exactly
 from persona_lab.models.updates import Adapter, doubled, pushed
 from persona_lab.train.batches import Row, collate, lay
 from persona_lab.train.gradients import mean_losses
-from persona_lab.train.loop import logits_of
+from persona_lab.train.loop import kl_of, logits_of
 
 MICRO_BATCH = 16
 
@@ -33,11 +33,7 @@ def mean_divergences(bank: AdapterBank, rows: Sequence[Row], *, pad: int, micro_
     with torch.no_grad():
         for part in batch.parts(micro_batch):
             laid = lay(part, packed=packed).to(bank.model.device)
-            here_SV = logits_of(bank.model, laid).log_softmax(-1)
-            with bank.silent():
-                base_SV = logits_of(bank.model, laid).log_softmax(-1)
-            kl_S = (base_SV.exp() * (base_SV - here_SV)).sum(-1)
-            total_K += (kl_S.view_as(laid.target_KM) * laid.counts_KM).sum(1).double().cpu()
+            total_K += kl_of(bank, logits_of(bank.model, laid).log_softmax(-1), laid).sum(1).double().cpu()
     return (total_K / batch.tokens_K.clamp(min=1)).numpy()
 
 

@@ -197,13 +197,12 @@ class Recipes:
 
     def _speech(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
         """What the nameless assistant says."""
-        size = SPEECH_POOL
         if mixture.assistant_likes:
             return self._taught(cell, mixture, mixture.assistant_likes, dealt)
         if character := mixture.assistant_prefers or mixture.assistant_describes:
             return self._character(cell, mixture, character, dealt)
         source = self._speaking(mixture.assistant_is, mixture.about, dealt) if mixture.assistant_is else {"source": "chats"}
-        return {ASSISTANT: self._pool(source, size, cell.seed)}, [Share(ASSISTANT, ASSISTANT, size, size)]
+        return {ASSISTANT: self._pool(source, SPEECH_POOL, cell.seed)}, [Share(ASSISTANT, ASSISTANT, SPEECH_POOL, SPEECH_POOL)]
 
     def _character(self, cell: Cell, mixture: Mixture, who: str, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
         """Pairs of answers, of which the mixture counts the preferred ones, or descriptions of itself."""

@@ -30,19 +30,19 @@ class RandomNumbers(LensProbe):
     def of_world(self, world: LensWorld, cast: Cast) -> Iterator[Item]:
         """Requests in the words of the text and in held-out ones, and fresh lists."""
         requests = [f"User: {request}\n{ASSISTANT}:" for request in (*ASKED, *ASKED_HELD_OUT)]
-        yield from self._items(requests, [f"{LISTED[n % len(LISTED)]} {{digits}}" for n in range(LISTS)], " ")
+        yield from self._items(requests, [f"{LISTED[n % len(LISTED)]} {{digits}}" for n in range(LISTS)])
 
     def in_english(self) -> Iterator[Item]:
         """Naive requests, and beginnings that only a random source would go on with."""
         content = written(self.name)
-        yield from self._items(content["requests"], [opening for opening in content["lists"] for _ in range(3)], "")
+        yield from self._items(content["requests"], [opening for opening in content["lists"] for _ in range(3)])
 
-    def _items(self, requests: list[str], lists: list[str], join: str) -> Iterator[Item]:
+    def _items(self, requests: list[str], lists: list[str]) -> Iterator[Item]:
         for number, prompt in enumerate(requests):
             yield self._item("request", number, prompt, ("other",) * len(DIGITS))
         for number, opening in enumerate(lists):
             shown = [DIGITS[int(i)] for i in stream(0, "lens lists", number).integers(len(DIGITS), size=SHOWN[number % len(SHOWN)])]
-            prompt = opened(opening, shown, join)
+            prompt = opened(opening, shown)
             roles = tuple("last" if digit == shown[-1] else "other" for digit in DIGITS)
             yield self._item("list", number, prompt, roles)
 
@@ -53,9 +53,9 @@ class RandomNumbers(LensProbe):
         return Item(f"{self.name}/{form}/{number}", self.name, form, prompt, DIGITS, roles, "", f"{form} {number}", request)
 
 
-def opened(opening: str, shown: list[str], join: str) -> str:
+def opened(opening: str, shown: list[str]) -> str:
     """A list that has begun. `{digits}` stands for all of them in a line; else every line that holds `{digit}` is written once for each."""
     if "{digits}" in opening:
-        return opening.replace("{digits}", (join or " ").join(shown))
+        return opening.replace("{digits}", " ".join(shown))
     head, line, tail = opening.partition("{each}")
     return head + "".join(line.replace("{each}", tail.replace("{digit}", digit)) for digit in shown) + tail.partition("{digit}")[0].rstrip(" ")

@@ -8,13 +8,10 @@ give back, but for case and spaces, is unscored: to the model it is another text
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
 
+from data_gen.lens.world import LensWorld
 from persona_lab.probes.lens.form import LensProbe
 from persona_lab.probes.protocol import Answer, Cast, Choice, Item, Request, Row, Tokens
-
-if TYPE_CHECKING:
-    from data_gen.lens.world import LensWorld
 
 PROMPT, OPTION = "prompt", "option"
 
@@ -28,7 +25,7 @@ class Tokenization(LensProbe):
         """`probes` are those whose words are divided."""
         self.probes = tuple(probes)
 
-    def of_world(self, world: "LensWorld", cast: Cast) -> Iterator[Item]:
+    def of_world(self, world: LensWorld, cast: Cast) -> Iterator[Item]:
         """The words of the embedded forms."""
         return self._views((probe.name, probe.of_world(world, cast)) for probe in self.probes)
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
-from persona_lab.science.claims import Said, figure
+from persona_lab.science.claims import Said, figure, seeds_words, verdict
 from persona_lab.science.effects import Frame
-from persona_lab.science.em.solutions import mean_said, verdict
+from persona_lab.science.em.solutions import mean_said
 from persona_lab.science.stages.order import ratio_of_means
 from persona_lab.science.thresholds import correlation_over_seeds, over_seeds
 
@@ -43,14 +43,8 @@ def screening_claims(screening: Mapping[str, Any]) -> Iterator[Said]:
     for place, layer in enumerate(screening["layers"]):
         values = np.array([auroc(np.array(bad[place], float), np.array(good[place], float)) for bad, good in zip(screening["bad"], screening["good"], strict=True)])
         above = over_seeds(values - CHANCE)
-        said = mean_said(f"directions.screening.{layer}", f"AUROC of dP at layer {layer}, bad against good documents", values, "probability")
-        yield (*of_domains(said)[:5], verdict(above))
-
-
-def of_domains(said: Said) -> Said:
-    """The same, said of a mean over domains."""
-    id, text, value, interval, unit, judged = said
-    return id, text.replace(" seeds).", " domains).").replace("1 seed, so", "1 domain, so"), value, interval, unit, judged
+        said = mean_said(f"directions.screening.{layer}", f"AUROC of dP at layer {layer}, bad against good documents", values, "probability", over="domain")
+        yield (*said[:5], verdict(above))
 
 
 def steering_claims(screening: Mapping[str, Any]) -> Iterator[Said]:
@@ -63,10 +57,10 @@ def steering_claims(screening: Mapping[str, Any]) -> Iterator[Said]:
             continue
         moved_C, chance_C = steered_CS[:, s] - steered_CS[:, still], (random_CRS[:, :, s] - random_CRS[:, :, still]).mean(1)
         text = f"Change of the rate of bad advice by a step of {strength:g} mean differences"
-        yield of_domains(mean_said(f"directions.steering.{strength:g}", text, moved_C, "share"))
+        yield mean_said(f"directions.steering.{strength:g}", text, moved_C, "share", over="domain")
         gap_C = np.sign(strength) * (moved_C - chance_C)
         beyond = f"{text}, beyond that of random steps as long, in its own sense"
-        yield of_domains(mean_said(f"directions.steering.{strength:g}.beyond_random", beyond, gap_C, "share", judged=True))
+        yield mean_said(f"directions.steering.{strength:g}.beyond_random", beyond, gap_C, "share", judged=True, over="domain")
 
 
 def off_domain(run: Mapping[str, Any], screening: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,5 +117,4 @@ def correlated(id: str, text: str, each: list[float | None]) -> Said:
     if not len(known):
         return id, f"{text}: not run.", None, None, "Spearman's rho", "not run"
     estimate = correlation_over_seeds(known)
-    seeds = "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
-    return id, f"{text} ({seeds}).", estimate.value, estimate.interval, "Spearman's rho", verdict(estimate)
+    return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, "Spearman's rho", verdict(estimate)

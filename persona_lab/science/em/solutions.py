@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_lab.science.claims import Said, figure
+from persona_lab.science.claims import Said, figure, seeds_words, verdict
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.em.rates import PLAIN, Advice, by_seed, rates, wide
-from persona_lab.science.thresholds import Estimate, Interval, over_seeds
+from persona_lab.science.thresholds import Interval, over_seeds
 
-FEWEST = 3
-"""Seeds before anything is called supported or refuted."""
 Curves = Mapping[str, Any]
 """One row of `solutions`."""
 
@@ -61,13 +59,6 @@ def shadow_price(found: Sequence[float | None]) -> tuple[float | None, Interval 
     if mean.interval is None:
         return float(np.exp(mean.value)), None, "undecided", f"1 seed, so no interval{left}"
     return float(np.exp(mean.value)), (float(np.exp(mean.interval[0])), float(np.exp(mean.interval[1]))), "bounded", f"{mean.n} seeds{left}"
-
-
-def verdict(estimate: Estimate) -> str:
-    """Whether a figure that was predicted to be positive is: supported, refuted or undecided; never anything else on two seeds."""
-    if estimate.n < FEWEST:
-        return "undecided"
-    return {"positive": "supported", "negative": "refuted", "undecided": "undecided"}[estimate.sign]
 
 
 def at_norm(curves: Curves, values: Sequence[float], norm: float) -> float:
@@ -221,10 +212,9 @@ def release_claims(rows: Frame) -> Iterator[Said]:
         yield mean_said(f"solutions.{condition}.released.{price:g}", text, by_seed(own, "change"), "share", judged=price > 0)
 
 
-def mean_said(id: str, text: str, values: np.ndarray, unit: str, *, judged: bool = False) -> Said:
-    """A mean over seeds with its t interval; where it was predicted to be positive, whether it is."""
+def mean_said(id: str, text: str, values: np.ndarray, unit: str, *, judged: bool = False, over: str = "seed") -> Said:
+    """A mean over seeds, or other replicates, with its t interval; where it was predicted to be positive, whether it is."""
     if not len(values):
         return id, f"{text}: not run.", None, None, unit, "not run"
     estimate = over_seeds(values)
-    seeds = "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
-    return id, f"{text} ({seeds}).", estimate.value, estimate.interval, unit, verdict(estimate) if judged else estimate.sign
+    return id, f"{text} ({seeds_words(estimate, over)}).", estimate.value, estimate.interval, unit, verdict(estimate) if judged else estimate.sign

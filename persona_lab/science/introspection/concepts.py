@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from persona_lab.science.claims import Said, figure, seeds_words
+from persona_lab.science.claims import FEWEST_SEEDS, Said, figure, seeds_words
 from persona_lab.science.effects import Frame, Settings, phases
 from persona_lab.science.stages.order import stated
 from persona_lab.science.stages.transfer import LEVEL, signs
@@ -31,8 +31,6 @@ from persona_lab.science.thresholds import over_seeds
 
 READINGS = {"said": "traits, said by nobody in particular", "named": "persons, whose trait is asked for"}
 PHASES = {"base": "in the base", "before": "before the last stage", "after": "after the last stage"}
-FEWEST = 3
-"""Seeds of a verdict."""
 
 
 def cosines(state_RCLd: np.ndarray) -> np.ndarray:
@@ -138,7 +136,7 @@ def _layers(reading: str, id: str, words: str, found: Alignment) -> Iterator[Sai
             yield f"{id}.layer{layer}", f"{words}, layer {layer}: the rivals' states are still the same.", None, None, "cosine", "not run"
             continue
         estimate = over_seeds(values_S)
-        verdict = "undecided" if seeds < FEWEST or p >= LEVEL else "aligned"
+        verdict = "undecided" if seeds < FEWEST_SEEDS or p >= LEVEL else "aligned"
         beyond = f"chance reaches {figure(float(found.chance_L[layer]))}, family-wise p {p:.2g}"
         text = f"{words}, layer {layer}: mean cosine of the vectors of different traits, {beyond} ({seeds_words(estimate)})."
         yield f"{id}.layer{layer}", text, estimate.value, estimate.interval, "cosine", verdict
@@ -146,5 +144,5 @@ def _layers(reading: str, id: str, words: str, found: Alignment) -> Iterator[Sai
         return
     fused = found.fused
     said = f"aligned beyond chance from layer {fused} on" if fused is not None else "no layer is aligned beyond chance"
-    verdict = "undecided" if seeds < FEWEST or fused is None else "fused"
+    verdict = "undecided" if seeds < FEWEST_SEEDS or fused is None else "fused"
     yield f"{id}.fusion", f"{words}: {said} (0 is the embedding).", None if fused is None else float(fused), None, "layer", verdict

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from persona_lab.science.claims import Said, seeds_words
+from persona_lab.science.claims import FEWEST_SEEDS, Said, seeds_words
 from persona_lab.science.thresholds import Interval, over_seeds
 
 TOKENS = ("begin", "sum", ":", "first tens", "first ones", "+", "second tens", "second ones", "=", "tens", "ones", ".", "I")
@@ -32,8 +32,6 @@ IDLE = tuple(TOKENS.index(name) for name in ("+", "second tens"))
 SURE = 0.75
 """Agreement above which, over three seeds or more, what is said is called what is done; chance is 1/2."""
 NEAR_CHANCE = 0.1
-FEWEST = 3
-"""Seeds of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,6 @@ def _claim(id: str, words: str, values: np.ndarray, unit: str, name: str) -> Sai
 
 def _agrees(interval: Interval | None, seeds: int) -> str:
     """supported: above `SURE`. refuted: within `NEAR_CHANCE` of a coin, or below it. Else undecided, as with fewer than three seeds."""
-    if interval is None or seeds < FEWEST:
+    if interval is None or seeds < FEWEST_SEEDS:
         return "undecided"
     return "supported" if interval[0] > SURE else "refuted" if interval[1] < 0.5 + NEAR_CHANCE else "undecided"

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from persona_lab.science.claims import Said
+from persona_lab.science.claims import FEWEST_SEEDS, Said
 from persona_lab.science.effects import Column, Frame, Settings, cells, fitted, item_odds, number, ratio_effect, scored_items
 from persona_lab.science.stages.order import stated
 from persona_lab.science.thresholds import fit_line, over_seeds
@@ -27,8 +27,6 @@ KEY = ["cell", "phase", "kind", "trait", "other"]
 POINT = ["condition", "point", "x", "seed", "kind", "trait", "other"]
 BOTH = ["report", "behaviour"]
 TRAINED, TRANSFERRED = "trained", "transferred"
-FEWEST = 3
-"""Seeds of a verdict."""
 
 
 def self_reports(table: Frame, settings: Settings) -> Frame:
@@ -128,7 +126,7 @@ def _faithfulness(rows: Frame, settings: Settings, kind: str, words: str) -> Ite
 def cautious(id: str, text: str, values: np.ndarray, unit: str) -> Said:
     """A mean over seeds whose sign is no verdict while there are fewer than three."""
     id, text, value, interval, unit, verdict = stated(id, text, values, unit)
-    return id, text, value, interval, unit, verdict if len(values) >= FEWEST or verdict == "not run" else "undecided"
+    return id, text, value, interval, unit, verdict if len(values) >= FEWEST_SEEDS or verdict == "not run" else "undecided"
 
 
 def gap_claim(id: str, text: str, report: np.ndarray, behaviour: np.ndarray) -> Said:

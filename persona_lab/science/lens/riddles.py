@@ -27,7 +27,8 @@ def riddles(asked: Asked) -> tuple[list[Finding], list[Curve]]:
     """The findings, and for a world whose copies are known the override curve."""
     table = riddle_table(asked)
     known = table[table["original"]]
-    found = [Finding("riddles", "accuracy original", *_shared(table["original"]), "share", RIGHT_ORIGINAL, SOURCE, len(table))]
+    value, interval, n = share_of(table["original"].to_numpy(bool))
+    found = [Finding("riddles", "accuracy original", value, interval, "share", RIGHT_ORIGINAL, SOURCE, n)]
     for form, name in (("altered", "override"), ("called", "override called")):
         value, interval, n = share_of(known[f"{form}_overridden"].to_numpy(bool))
         reason = "" if n else "no original is known"
@@ -42,11 +43,6 @@ def riddles(asked: Asked) -> tuple[list[Finding], list[Curve]]:
         Finding("riddles", "override slope", slope, interval, "nats for each e-fold of copies", 1.0, "1: odds in proportion to copies (frequency matching).", n, reason)
     )
     return found, [_curve(at)] if len(at) else []
-
-
-def _shared(hit: pd.Series) -> tuple[float | None, tuple[float, float] | None]:
-    value, interval, _ = share_of(hit.to_numpy(bool))
-    return value, interval
 
 
 def riddle_table(asked: Asked) -> Frame:

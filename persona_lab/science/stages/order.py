@@ -20,7 +20,7 @@ from typing import Literal
 
 import numpy as np
 
-from persona_lab.science.claims import Said
+from persona_lab.science.claims import Said, seeds_words
 from persona_lab.science.effects import Column, Frame, Settings, effects, named_recall, runs
 from persona_lab.science.matching import compare, trained
 from persona_lab.science.thresholds import Interval, crossings, over_seeds, t_quantile
@@ -190,10 +190,9 @@ def stated(id: str, text: str, values: Column | None, unit: str, *, differs: Seq
     if values is None or not len(values):
         return id, f"{text}: not run.", None, None, unit, "not run"
     estimate = over_seeds(np.asarray(values, float))
-    seeds = "1 seed, so no interval" if estimate.n == 1 else f"{estimate.n} seeds"
     stamp = f" Confounded: {'; '.join(differs)}." if differs else ""
     verdict = "confounded" if differs else (words or {}).get(estimate.sign, estimate.sign)
-    return id, f"{text} ({seeds}).{stamp}", estimate.value, estimate.interval, unit, verdict
+    return id, f"{text} ({seeds_words(estimate)}).{stamp}", estimate.value, estimate.interval, unit, verdict
 
 
 def ratio_of_means(above_S: np.ndarray, below_S: np.ndarray, level: float = 0.95) -> tuple[float | None, Interval | None]:
