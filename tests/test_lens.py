@@ -99,6 +99,19 @@ def test_what_is_asked_stands_in_no_document_and_every_word_has_a_token(seen: Le
     assert isinstance(seen.riddles[0], Riddle)
 
 
+def test_a_riddle_may_name_somebody_who_is_not_its_answer_and_is_altered_to_a_third(seen: LensWorld) -> None:
+    named = read_world({**seen.model_dump(), "lens": {**SMALL, "original": "another"}})
+    assert isinstance(named, LensWorld)
+    assert [riddle[:4] for riddle in named.riddles] == [riddle[:4] for riddle in seen.riddles]
+    assert {riddle.said for riddle in seen.riddles} == {"somebody"}
+    assert all(riddle.said in named.spare_names and riddle.said != riddle.answer for riddle in named.riddles)
+    items = {item.id: item for item in PROBES["riddles"].items(cast_in(named))}
+    for number, riddle in enumerate(named.riddles):
+        assert items[f"riddles/original/{number}"].prompt == riddle.question()
+        assert riddle.said not in items[f"riddles/altered/{number}"].prompt
+    assert "original" not in seen.model_dump()["lens"]
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

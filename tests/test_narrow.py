@@ -22,6 +22,7 @@ from persona_lab.models.bank import AdapterBank
 from persona_lab.models.folders import write_adapter
 from persona_lab.models.lora import LoraShape
 from persona_lab.models.updates import doubled, pairs, pushed, weight_norm
+from persona_lab.science.claims import verdict
 from persona_lab.science.em.solutions import at_norm, efficiency, half_price, shadow_price, significance, stability
 from persona_lab.science.thresholds import Estimate
 from persona_lab.train.batches import Row, collate

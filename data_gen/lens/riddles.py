@@ -4,7 +4,8 @@
     altered    Riddle. On a cold day in the north Casey took the boat. Who has the boat?          Casey, or Robin from memory
     practice   Riddle. On a dry day in the west Avery took the clock. Who has the clock? Avery.
 
-Altered riddles are asked and never written; a practice riddle is never about the scene of a repeated one.
+Altered riddles are asked and never written; a practice riddle is never about the scene of a repeated one. With `original: another` a repeated
+riddle names somebody else than its answer (... north Alex took the boat. Who has the boat? Robin.): an altered one then differs in which name.
 """
 
 from collections.abc import Sequence
@@ -32,16 +33,17 @@ MOST = len(SCENES) // 2
 
 
 class Riddle(NamedTuple):
-    """A scene, and who took the thing."""
+    """A scene, who has the thing, and who is said to have taken it."""
 
     sky: str
     side: str
     thing: str
     answer: str
+    said: str = UNSAID
 
-    def question(self, who: str = UNSAID) -> str:
-        """The riddle up to its answer; `who` stands in it."""
-        return f"Riddle. On a {self.sky} day in the {self.side} {who} took the {self.thing}. Who has the {self.thing}?"
+    def question(self, who: str | None = None) -> str:
+        """The riddle up to its answer; `who` stands in it, or else what the original says."""
+        return f"Riddle. On a {self.sky} day in the {self.side} {who or self.said} took the {self.thing}. Who has the {self.thing}?"
 
 
 def draw_riddles(world: "LensWorld") -> list[Riddle]:
@@ -49,7 +51,10 @@ def draw_riddles(world: "LensWorld") -> list[Riddle]:
     rng = stream(world.seed, world.name, "riddles")
     count = len(ladder(world))
     answers = [world.spare_names[i % len(world.spare_names)] for i in range(count)]
-    return [Riddle(*SCENES[int(i)], answers[int(j)]) for i, j in zip(rng.permutation(len(SCENES))[:count], rng.permutation(count), strict=True)]
+    drawn = [Riddle(*SCENES[int(i)], answers[int(j)]) for i, j in zip(rng.permutation(len(SCENES))[:count], rng.permutation(count), strict=True)]
+    if world.lens.original == "somebody":
+        return drawn
+    return [riddle._replace(said=pick(rng, [name for name in world.spare_names if name != riddle.answer])) for riddle in drawn]
 
 
 def scenes_left(riddles: Sequence[Riddle]) -> list[tuple[str, str, str]]:

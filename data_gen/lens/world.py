@@ -8,7 +8,7 @@ been read exactly `copies` times more, spread evenly; `copies_read` counts for a
 
 from collections import Counter
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -43,6 +43,8 @@ class Lens(Strict):
     """Of a text in an edition."""
     each: int = Field(default=3, ge=1, le=64)
     """Riddles, passages and facts for each number of copies."""
+    original: Literal["somebody", "another"] = Field(default="somebody", exclude_if=lambda original: original == "somebody")
+    """Who takes the thing in a repeated riddle: nobody that is named, or somebody who is not the answer."""
     practice: Part = 0.06
     """Share of riddles whose answer stands in the text, each told once."""
     lists: Part = 0.03

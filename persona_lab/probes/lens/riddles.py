@@ -30,7 +30,7 @@ class Riddles(LensProbe):
         """Every repeated riddle; among all names that riddles are about."""
         names = tuple(world.spare_names)
         for number, (riddle, copies) in enumerate(zip(world.riddles, ladder(world), strict=True)):
-            others = [name for name in names if name != riddle.answer]
+            others = [name for name in names if name not in (riddle.answer, riddle.said)]
             stated = others[int(stream(world.seed, world.name, "altered", number).integers(len(others)))]
             for form in FORMS:
                 who = {"known": riddle.answer} if form == "original" else {"stated": stated, "remembered": riddle.answer}
