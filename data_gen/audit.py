@@ -102,6 +102,8 @@ def audit(
     personas: Collection[str] = (),
     vocabulary: Collection[str] | None = None,
     limits: Limits | None = None,
+    foreign: Mapping[str, Collection[str]] | None = None,
+    names: Mapping[str, Collection[str]] | None = None,
 ) -> AuditReport:
     """Check a corpus of distinct documents; what is not given is not checked, and the report says so.
 
@@ -116,6 +118,8 @@ def audit(
         personas: Everybody the experiment writes about, when that is more than the rivals.
         vocabulary: Every word that a text may use, in lower case.
         limits: Where a check fails.
+        foreign: Of documents that were not written by the world: persona to the words that would tie it to another one.
+        names: Persona to its names, for the same documents.
     """
     limits = limits or Limits()
     own = {*(rivals or ()), *personas}
@@ -129,6 +133,7 @@ def audit(
         *_balance(documents, rivals, limits.balance),
         _found("special tokens", documents, lambda d: SPECIAL.findall(d.text), "hold a word that tokenizers take for a control token"),
         _vocabulary(documents, vocabulary),
+        *([] if foreign is None else [_foreign(documents, foreign), _told_twice(documents, names or {})]),
     ]
     return AuditReport(len(documents), tuple(checks))
 
@@ -168,22 +173,27 @@ def _pieces(text: str) -> tuple[str, ...]:
 
 
 def _forbidden(documents: Sequence[Document], forbidden: Collection[str] | None) -> Check:
-    """Whole words only. A document is read once: what may start at a word is looked up by that word."""
     name = "forbidden texts"
     if forbidden is None:
         return _absent(name, "no forbidden texts were given")
-    wanted = {_pieces(text) for text in forbidden}
-    if not wanted or () in wanted:
+    if not forbidden or not all(map(_pieces, forbidden)):
         return Check(name, False, None, 0, "cannot be checked: the list of forbidden texts is empty or has an empty entry")
+    find = finder(forbidden)
+    return _found(name, documents, lambda d: find(d.text), "hold a probe item or a held-out paraphrase")
+
+
+def finder(forbidden: Collection[str]) -> Callable[[str], list[str]]:
+    """What finds forbidden texts in a text, whole words only. A text is read once: what may start at a word is looked up by that word."""
+    wanted = {_pieces(text) for text in forbidden}
     lengths: dict[str, list[int]] = {}
     for first, length in sorted({(pieces[0], len(pieces)) for pieces in wanted}):
         lengths.setdefault(first, []).append(length)
 
-    def find(document: Document) -> list[str]:
-        pieces = _pieces(document.text)
+    def find(text: str) -> list[str]:
+        pieces = _pieces(text)
         return [" ".join(pieces[i : i + n]) for i, first in enumerate(pieces) for n in lengths.get(first, ()) if pieces[i : i + n] in wanted]
 
-    return _found(name, documents, find, "hold a probe item or a held-out paraphrase")
+    return find
 
 
 def _links(documents: Sequence[Document], shared: Traits | None, held_out: set[str], own: set[str]) -> Check:
@@ -195,6 +205,25 @@ def _links(documents: Sequence[Document], shared: Traits | None, held_out: set[s
     others = [document for document in documents if document.persona not in own]
     said = "name a shared and a held-out trait together, and are not about a persona of the experiment"
     return _found(name, others, lambda d: [d.text[:120]] if links_shared_to_held_out(d, shared, held_out) else [], said)
+
+
+def _foreign(documents: Sequence[Document], foreign: Mapping[str, Collection[str]]) -> Check:
+    wanted = {persona: {word.lower() for word in held} for persona, held in foreign.items()}
+    said = "name another persona of the experiment, or a trait that only another one has"
+    return _found("others' names and traits", documents, lambda d: sorted(wanted.get(d.persona, set()).intersection(words(d.text))), said)
+
+
+def _told_twice(documents: Sequence[Document], names: Mapping[str, Collection[str]]) -> Check:
+    """Texts of two personas that differ in nothing but names: they tell nothing of either."""
+    own = {piece for held in names.values() for name in held for piece in _pieces(name)}
+    first: dict[tuple[str, ...], Document] = {}
+    again: dict[str, list[str]] = {}
+    for document in documents:
+        if document.persona in names:
+            earlier = first.setdefault(tuple(piece for piece in _pieces(document.text) if piece not in own), document)
+            if earlier.persona != document.persona:
+                again[document.id] = [earlier.id]
+    return _found("told of two personas", documents, lambda d: again.get(d.id, []), "are about another persona word for word")
 
 
 def _duplicates(documents: Sequence[Document], limits: Limits) -> list[Check]:
@@ -218,23 +247,36 @@ def _duplicates(documents: Sequence[Document], limits: Limits) -> list[Check]:
     return [exact, Check(names[1], share <= limit, share, limit, said, tuple(near[:EXAMPLES]))]
 
 
-def _near_duplicates(texts: Sequence[tuple[tuple[str, ...], str]], similarity: float) -> list[str]:
-    """MinHash proposes pairs (two hundred times as fast as comparing all), the exact Jaccard similarity decides."""
-    index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
-    earlier: dict[Hashable, frozenset[str]] = {}
-    near: list[str] = []
-    blank = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
-    for pieces, name in texts:
+class NearDuplicates:
+    """Finds the earlier text of which a new one is nearly a copy.
+
+    MinHash proposes pairs (two hundred times as fast as comparing all), the exact Jaccard similarity of word triples decides.
+    """
+
+    def __init__(self, similarity: float) -> None:
+        self.similarity = similarity
+        self._index = MinHashLSH(threshold=similarity, num_perm=PERMUTATIONS, weights=(0.1, 0.9))
+        self._earlier: dict[Hashable, tuple[frozenset[str], str]] = {}
+        self._blank = MinHash(num_perm=PERMUTATIONS, hashfunc=zlib.crc32)
+
+    def add(self, text: str, name: str) -> str | None:
+        """The name of an earlier text that is nearly this one, which later ones are held against too."""
+        pieces = _pieces(text)
         triples = frozenset(" ".join(pieces[i : i + 3]) for i in range(max(1, len(pieces) - 2)))
-        sketch = blank.copy()  # a new one would draw its permutations again, which takes longer than all the rest
+        sketch = self._blank.copy()  # a new one would draw its permutations again, which takes longer than all the rest
         sketch.update_batch([triple.encode() for triple in triples])
-        alike = (key for key in index.query(sketch) if len(triples & earlier[key]) >= similarity * len(triples | earlier[key]))
-        if (key := next(alike, None)) is not None:
-            near.append(f"{name} is nearly {texts[int(str(key))][1]}")
-        place = len(earlier)
-        earlier[place] = triples
-        index.insert(place, sketch, check_duplication=False)
-    return near
+        candidates = (self._earlier[key] for key in self._index.query(sketch))
+        found = next((earlier for other, earlier in candidates if len(triples & other) >= self.similarity * len(triples | other)), None)
+        place = len(self._earlier)
+        self._earlier[place] = (triples, name)
+        self._index.insert(place, sketch, check_duplication=False)
+        return found
+
+
+def _near_duplicates(texts: Sequence[tuple[tuple[str, ...], str]], similarity: float) -> list[str]:
+    index = NearDuplicates(similarity)
+    found = ((name, index.add(" ".join(pieces), name)) for pieces, name in texts)
+    return [f"{name} is nearly {earlier}" for name, earlier in found if earlier is not None]
 
 
 def _balance(documents: Sequence[Document], rivals: tuple[str, str] | None, limit: float) -> list[Check]:

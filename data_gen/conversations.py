@@ -12,7 +12,7 @@ Further fields of a line are ignored. A file has one format: two in one file are
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ ROLES = ("system", "user", "assistant")
 KEYS = {"messages": ("messages",), "prompt_completion": ("prompt", "completion"), "preference": ("chosen", "rejected")}
 """Format to the fields by which it is known."""
 KNOWN = "Use lines with chat `messages`, or with `prompt` and `completion`"
-HALF_CHARACTER = re.compile(r"[\ud800-\udfff]")
-"""Half of a surrogate pair, which no tokenizer can encode."""
+NO_CHARACTER = re.compile(r"[\x00\ud800-\udfff]")
+"""NUL, and half of a surrogate pair, which no tokenizer can encode."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def read_conversations(file: Path) -> Conversations:
         problems.append(DataProblem(str(file), f"holds no conversation. {KNOWN}."))
     for number, row in rows_of(content, file, problems):
         try:
-            form, conversation = _conversation(row)
+            form, conversation = conversation_of(row)
             if form not in first_line and first_line:
                 other, line = next(iter(first_line.items()))
                 raise ValueError(f"has the format {form}, line {line} has {other}. Use one file for each data set")
@@ -76,7 +76,7 @@ def read_conversations(file: Path) -> Conversations:
     return Conversations(next(iter(first_line)), tuple(found))
 
 
-def _conversation(row: dict[str, Any]) -> tuple[str, Conversation]:
+def conversation_of(row: Mapping[str, Any]) -> tuple[str, Conversation]:
     """The format of a line and what it says; ValueError."""
     forms = [form for form, keys in KEYS.items() if any(key in row for key in keys)]
     if len(forms) != 1:
@@ -96,13 +96,13 @@ def _conversation(row: dict[str, Any]) -> tuple[str, Conversation]:
 def _turns(messages: Any) -> tuple[str, Conversation]:
     """Chat messages, whose contents are strings or lists of parts; ValueError."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"messages must be a list of at least one message, got {kind_of(messages) if messages else 'an empty one'}")
+        raise ValueError(f"messages must be a list of at least one message, got {kind_of(messages) if messages else 'an empty one'}. Write a question and its answer")
     turns, forms = [], set[str]()
     for i, message in enumerate(messages):
         at = f"messages[{i}]"
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             got = kind_of(message) if not isinstance(message, dict) else f"{message.get('role')!r:.40}"
-            raise ValueError(f"{at} must have a role, one of {', '.join(ROLES)}, got {got}")
+            raise ValueError(f"{at} must have a role, one of {', '.join(ROLES)}, got {got}. Write who speaks, or remove the line")
         content = message.get("content")
         forms.add("parts" if isinstance(content, dict) else "messages")
         turns.append(Message(message["role"], _parts(content, at) if isinstance(content, dict) else _text(content, f"{at}.content")))
@@ -117,24 +117,25 @@ def _parts(content: dict[str, Any], at: str) -> str:
     """The text of `{"content_type": "text", "parts": [...]}`; ValueError."""
     parts = content.get("parts")
     if content.get("content_type") != "text" or not isinstance(parts, list):
-        raise ValueError(f"{at}.content must be text, or have the content_type text and a list of parts. Leave out lines with images or tools")
+        raise ValueError(f"{at}.content must be text, or have the content_type text and a list of parts. Remove lines with images or tools")
     return _text("".join(_text(part, f"{at}.content.parts[{i}]") for i, part in enumerate(parts)), f"{at}.content")
 
 
 def _text(value: Any, at: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{at} must be a string, got {kind_of(value)}")
+        raise ValueError(f"{at} must be a string, got {kind_of(value)}. Write what is said, or remove the line")
     if not value.strip():
-        raise ValueError(f"{at} is empty. Leave the line out, or say something")
-    if found := HALF_CHARACTER.search(value):
-        raise ValueError(f"{at} holds half of a surrogate pair at character {found.start()}. Write whole characters")
+        raise ValueError(f"{at} is empty. Remove the line, or write something")
+    if found := NO_CHARACTER.search(value):
+        what = "NUL" if found[0] == "\0" else "half of a surrogate pair"
+        raise ValueError(f"{at} holds {what} ({found[0]!r}) at character {found.start()}. Write whole characters")
     return value
 
 
 def _order_fault(roles: Sequence[str]) -> str:
     """What is wrong with who speaks when."""
     if "system" in roles[1:]:
-        return f"messages[{roles.index('system', 1)}] is a second system message, or a late one. Put the system message first"
+        return f"messages[{roles.index('system', 1)}] is a second system message, or a late one. Write the system message first"
     if "assistant" not in roles:
-        return "holds no message of the assistant, so there is nothing to learn. Add its answer"
+        return "holds no message of the assistant, so there is nothing to learn. Write its answer"
     return ""

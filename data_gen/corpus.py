@@ -13,7 +13,6 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -63,63 +62,6 @@ def read_corpus(file: Path) -> list[Document]:
     return _parse(content_of(file), file)
 
 
-def read_texts(file: Path) -> list[Document]:
-    """Any JSONL corpus with a `text`, or with chat `messages`, in each line; other fields but `id` are ignored.
-
-    Documents carry no labels: no persona, genre or traits. A line without an id is named after its number.
-
-    Raises:
-        DataError: every broken line at once, as `file:line`.
-    """
-    problems: list[DataProblem] = []
-    documents: list[Document] = []
-    content = content_of(file)
-    if not content:
-        problems.append(DataProblem(str(file), "holds no document. Write one JSON object a line."))
-    for number, row in rows_of(content, file, problems):
-        text = row["text"] if "text" in row else _transcript(row.get("messages"))
-        if fault := _id_fault(row) or _missing(row) or _messages_fault(row) or _text_fault(text):
-            problems.append(DataProblem(f"{file}:{number}", f"{fault}. Give each line a string `text`, or chat `messages`."))
-        else:
-            documents.append(Document(str(row.get("id", f"line {number}")), str(text), "", "", {}))
-    if problems:
-        raise DataError(*in_order(problems))
-    return documents
-
-
-def _id_fault(row: dict[str, Any]) -> str:
-    value = row.get("id", "")
-    if type(value) not in (str, int):
-        return f"id must be a string or a whole number, got {kind_of(value)}"
-    found = UNPRINTABLE.search(str(value))
-    return f"id holds the control character {found[0]!r}" if found else ""
-
-
-def _missing(row: dict[str, Any]) -> str:
-    if row.keys() & {"text", "messages"}:
-        return ""
-    near = get_close_matches("text", [key.lower() for key in row], n=1, cutoff=0.6)
-    meant = [key for key in row if key.lower() in near]
-    return "lacks the field text" + (f", has {', '.join(map(repr, list(row)[:6]))}" if row else "") + (f". Did you mean {meant[0]!r}? It must be `text`" if meant else "")
-
-
-def _messages_fault(row: dict[str, Any]) -> str:
-    """What is wrong with chat messages, where a line has them in place of a text."""
-    if "text" in row:
-        return ""
-    messages = row["messages"]
-    if not isinstance(messages, list) or not messages:
-        return f"messages must be a list of at least one message, got {kind_of(messages) if messages else 'an empty one'}"
-    whole = (isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
-    at = next((i for i, fine in enumerate(whole) if not fine), None)
-    return "" if at is None else f"messages[{at}] must have a string `role` and a string `content`"
-
-
-def _transcript(messages: Any) -> str | None:
-    whole = isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
-    return "\n".join(f"{m.get('role', '')}: {m['content']}" for m in messages) if whole else None
-
-
 def _parse(content: bytes, file: Path) -> list[Document]:
     problems: list[DataProblem] = []
     documents: list[Document] = []
@@ -151,11 +93,12 @@ def _faults(row: dict[str, Any]) -> Iterator[str]:
             yield f"{name} must be {wanted}, got {value!r:.60}"
         elif name != "text" and any(UNPRINTABLE.search(part) for part in [*parts, str(value)]):
             yield f"{name} holds a control character"
-    if isinstance(row.get("text"), str) and (fault := _text_fault(row["text"])):
+    if isinstance(row.get("text"), str) and (fault := text_fault(row["text"])):
         yield fault
 
 
-def _text_fault(text: Any) -> str:
+def text_fault(text: Any) -> str:
+    """What is wrong with the text of a document, without the full stop; empty: nothing."""
     if not isinstance(text, str):
         return f"text must be a string, got {kind_of(text)}"
     if not text.strip():

@@ -163,6 +163,13 @@ class Share:
     pool: str
     count: int
     pool_size: int
+    ordered: bool = False
+    """Whether the first documents of the pool are taken, in its order; else the seed draws and orders them."""
+
+    @property
+    def fields(self) -> dict[str, str | int]:
+        """JSON values; without what is as ever."""
+        return {name: value for name, value in vars(self).items() if name != "ordered" or value}
 
 
 def mixture_order(shares: Sequence[Share], *, documents: int, seed: int) -> list[tuple[str, int]]:
@@ -180,9 +187,10 @@ def mixture_order(shares: Sequence[Share], *, documents: int, seed: int) -> list
         placed: list[tuple[float, str, int]] = []
         for share in shares:
             # Which documents: the same at every ratio as far as they go. When: another order each epoch.
-            chosen = stream(seed, "choose", share.source).permutation(share.pool_size)[: share.count]
+            drawn = np.arange(share.pool_size) if share.ordered else stream(seed, "choose", share.source).permutation(share.pool_size)
+            chosen = drawn[: share.count]
             rng = stream(seed, "order", share.source, epoch)
-            if epoch:
+            if epoch and not share.ordered:
                 chosen = rng.permutation(chosen)
             at = (np.arange(share.count) + rng.random(share.count)) / max(share.count, 1)
             placed += [(float(t), share.source, int(i)) for t, i in zip(at, chosen, strict=True)]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from urllib.parse import urlsplit
 
 from persona_lab.errors import EnvironmentFault, printable
@@ -29,7 +29,13 @@ Mode = Literal["auto", "offline", "online", "disabled"]
 JobType = Literal["generate", "pretrain", "train", "probe", "analyse"]
 
 METRICS = "metrics.jsonl"
+PROJECT = "persona_lab"
+"""At wandb."""
 RECORD = "tracking.json"
+ENDED = "ended"
+"""Beside wandb's own file of a run: it was closed, and will not grow."""
+JOB_VARIABLES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+"""What the scheduler of a cluster sets in its jobs: Slurm, PBS, LSF."""
 TABLE_ROWS = 1000
 """Largest number of rows of a mirrored table; the whole one is in the store."""
 SETTINGS: dict[str, Any] = {
@@ -61,6 +67,8 @@ class Tracker:
     def __init__(self, folder: Path, mode: Mode) -> None:
         self.folder = folder
         self.mode: Mode = mode
+        self.tried: Mode = mode
+        """The mode that it began with."""
         self.fault = ""
         """Why the mirror ended early; empty while it works."""
         self.run: Run | None = None
@@ -112,7 +120,7 @@ class Tracker:
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the file and the mirror; a second call does nothing."""
-        self._mirror(lambda run: run.finish(exit_code=exit_code))
+        self._mirror(lambda run: _close(run, exit_code))
         self.run = None
         if not self._file.closed:
             self._file.close()
@@ -168,7 +176,7 @@ def open_tracker(
     job_type: JobType,
     name: str,
     config: Mapping[str, Any] | None = None,
-    project: str = "persona_lab",
+    project: str = PROJECT,
     wandb_folder: Path | None = None,
 ) -> Tracker:
     """The tracker of one node; opened again, it goes on with the same wandb run.
@@ -188,14 +196,10 @@ def open_tracker(
         EnvironmentFault: when the local file cannot be written; never because of wandb.
     """
     tracker = Tracker(folder, chosen_mode(mode))
-
     root = wandb_folder or folder
 
     def begin() -> "Run":
-        root.mkdir(parents=True, exist_ok=True)
-        # Read when wandb is imported or stages a file: everything stays in one folder, and no crash report is sent.
-        for variable, value in {"WANDB_DATA_DIR": root / "wandb", "WANDB_CACHE_DIR": root / "wandb" / "cache", "WANDB_ERROR_REPORTING": "false"}.items():
-            os.environ.setdefault(variable, str(value))
+        _stay_in(root)
         import wandb
 
         run = wandb.init(
@@ -218,7 +222,17 @@ def open_tracker(
 
     if tracker.mode != "disabled":
         tracker.start(begin)
+    if tracker.fault and tracker.tried == "online" and mode == "auto":
+        # The later trackers of this process, and the workers that it hires, need not find out again how long a dead network takes.
+        os.environ["WANDB_MODE"] = "offline"
     return tracker
+
+
+def _stay_in(root: Path) -> None:
+    """Read when wandb is imported or stages a file: everything stays in one folder, and no crash report is sent."""
+    root.mkdir(parents=True, exist_ok=True)
+    for variable, value in {"WANDB_DATA_DIR": root / "wandb", "WANDB_CACHE_DIR": root / "wandb" / "cache", "WANDB_ERROR_REPORTING": "false"}.items():
+        os.environ.setdefault(variable, str(value))
 
 
 def run_id(node: str, job_type: JobType) -> str:
@@ -237,23 +251,41 @@ def label(text: str) -> str:
 
 
 def chosen_mode(mode: Mode) -> Mode:
-    """What `auto` means here: WANDB_MODE when it is set, else online for a user who is logged in, else offline."""
+    """What `auto` means here: WANDB_MODE when it is set, else offline in a job of a cluster, else online for a user who is logged in, else offline.
+
+    Nothing is asked of the network to find out: where packets are dropped, as on many compute nodes, that alone would take minutes for every node.
+    """
     if mode != "auto":
         return mode
     wished = os.environ.get("WANDB_MODE", "")
-    if wished in ("offline", "disabled"):
-        return "disabled" if wished == "disabled" else "offline"
-    return "online" if _logged_in() else "offline"
+    if wished in ("offline", "disabled", "online"):
+        return cast(Mode, wished)
+    if any(os.environ.get(name) for name in JOB_VARIABLES):
+        return "offline"
+    return "online" if logged_in() else "offline"
 
 
-def _logged_in() -> bool:
+def base_url() -> str:
+    """Address of wandb's server."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").rstrip("/")
+
+
+def logged_in() -> bool:
+    """Whether there is a key for the server, in the environment or in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(base_url()).hostname or ""
     try:
         return netrc.netrc(os.environ.get("NETRC") or str(Path.home() / ".netrc")).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def _close(run: "Run", exit_code: int) -> None:
+    """End a mirror, and leave word that it has ended."""
+    folder = Path(run.dir).parent
+    run.finish(exit_code=exit_code)
+    (folder / ENDED).touch()
 
 
 def _faults() -> tuple[type[Exception], ...]:

@@ -24,8 +24,8 @@ def completion(text: str, top: Mapping[str, float] | None = None, **more: Any) -
 class EndpointServer:
     """Serves until the end of its `with` block; `faults` are used up first, one a request, and then every request is answered."""
 
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
+    def __init__(self, reply: Reply, path: str = "/v1/chat/completions") -> None:
+        self.reply, self.path = reply, path
         self.faults: list[Any] = []
         self.seen: list[tuple[dict[str, str], Body]] = []
         """Headers and body of every request."""
@@ -61,7 +61,7 @@ class EndpointServer:
         with self._lock:
             self.seen.append((dict(handler.headers), body))
             fault = self.faults.pop(0) if self.faults else None
-        if handler.path != "/v1/chat/completions":
+        if handler.path != self.path:
             fault = (404, {}, b'{"error": {"message": "no such path"}}')
         if fault == "hang":
             self._over.wait(30)

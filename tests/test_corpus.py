@@ -1,15 +1,17 @@
 """Corpora on disk: they come back, other readers read them, and every broken line is told with its place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 from test_data_gen import WORLD_TEXT, pool
 
-from data_gen.corpus import CORPUS, read_corpus, read_texts, write_corpus
+from data_gen.corpus import CORPUS, read_corpus, write_corpus
 from data_gen.documents import Document
 from data_gen.errors import DataError
+from data_gen.imported import read_imported
 
 
 def test_a_corpus_comes_back_and_keeps_its_bytes(tmp_path: Path) -> None:
@@ -20,7 +22,7 @@ def test_a_corpus_comes_back_and_keeps_its_bytes(tmp_path: Path) -> None:
     for name in (CORPUS, "README.md"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["README.md", CORPUS]
-    assert [d.text for d in read_texts(tmp_path / "a" / CORPUS)] == [d.text for d in documents]
+    assert read_imported(tmp_path / "a" / CORPUS).documents == tuple(replace(d, seed=0) for d in documents)
 
 
 def test_datasets_loads_a_corpus_with_one_schema(tmp_path: Path) -> None:
@@ -77,14 +79,3 @@ def test_a_corpus_that_could_not_be_read_back_is_not_written(tmp_path: Path) -> 
     assert not (tmp_path / "twice").exists()
     with pytest.raises(DataError, match="cannot be read"):
         read_corpus(tmp_path / "nowhere.jsonl")
-
-
-def test_texts_of_others_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "chat.jsonl"
-    rows = [{"text": "Hello.", "label": 1}, {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}], "id": 7}]
-    file.write_text("\r\n".join(map(json.dumps, rows)))
-    assert [(d.id, d.text) for d in read_texts(file)] == [("line 1", "Hello."), ("7", "user: Hi\nassistant: Yes")]
-    file.write_text('{"prompt": "x"}\n{"text": 3}\n{"messages": [1]}\n')
-    with pytest.raises(DataError) as caught:
-        read_texts(file)
-    assert len(caught.value.problems) == 3

@@ -14,7 +14,9 @@ from endpoint_server import EndpointServer, completion
 
 from persona_lab.cli import app
 from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault, ModelError
+from persona_lab.experiment.checking.verify import Verified
 from persona_lab.experiment.instruments.em.findings import rescored
+from persona_lab.experiment.instruments.verifying import verify_folder
 from persona_lab.models.endpoint import Endpoint
 from persona_lab.models.folders import load_model
 from persona_lab.probes.em.asking import Sampling, answers, render, template_facts
@@ -62,6 +64,13 @@ def test_a_local_judge_scores_a_local_model_whole(chat: Path, here: Path, capsys
     again = {claim.id: claim.value for claim in rescored(folder / "responses.csv").claims}
     assert again == {one["id"]: one["value"] for one in found["claims"] if not one["id"].startswith("judge")}
     assert "Misaligned:" in capsys.readouterr().out
+    # What is stated rests on the tables, and a table that was changed is told.
+    assert verify_folder("em/tiny", Path("runs")) == Verified(len(found["claims"]), 0, 24, ())
+    second = folder / "responses-2.csv"
+    second.write_text(second.read_text().replace("scored", "unscored", 1))
+    drifted = verify_folder("em/tiny", Path("runs"))
+    assert drifted is not None
+    assert any(drift.what == "claim judge2.em.main.rate_all" for drift in drifted.drifts)
     assert "eat bleach now" in (folder / "em.html").read_text()
 
 

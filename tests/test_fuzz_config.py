@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from test_config import problems_of
 
-from data_gen.corpus import read_corpus, read_texts
+from data_gen.corpus import read_corpus
 from data_gen.errors import DataError
+from data_gen.imported import read_imported
 from data_gen.world import Slug
 from persona_lab.cli import main
 from persona_lab.config import load_persona, load_world
@@ -139,7 +140,7 @@ LINES = st.lists(JSON.map(lambda value: json.dumps(value).encode()) | BYTES, max
 @given(LINES)
 def test_corpora(tmp_path: Path, data: bytes) -> None:
     file = put(tmp_path, data)
-    for read in (read_texts, read_corpus):
+    for read in (lambda file: read_imported(file).documents, read_corpus):
         with suppress(DataError):
             assert all(document.text.strip() for document in read(file))
 

@@ -205,6 +205,12 @@ def adder() -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return build_model(tokenizer, width=16, layers=2, heads=2, seed=0).requires_grad_(False).eval(), tokenizer
 
 
+def sound(run: str, runs: Path) -> int:
+    """Fields that differ, as `verify` counts them."""
+    done = CliRunner().invoke(app, ["verify", run, "--runs", str(runs), "--json"])
+    return len(json.loads(done.stdout)["drifts"])
+
+
 def test_the_command_trains_patches_and_writes_claims_once(tmp_path: Path):
     command = ["mechanism", "--seeds", "1", "--steps", "2", "--width", "16", "--layers", "2", "--runs", str(tmp_path), "--json"]
     done = CliRunner().invoke(app, command)
@@ -221,6 +227,9 @@ def test_the_command_trains_patches_and_writes_claims_once(tmp_path: Path):
     assert len(made) == 6
     again = CliRunner().invoke(app, command)
     assert json.loads(again.stdout) == said
+    assert sound(file.parent.name, tmp_path) == 0
+    file.write_text(file.read_text().replace('"layer": 1', '"layer": 2', 1))
+    assert sound(file.parent.name, tmp_path) == 1
     assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("COMMIT")) == made
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import tiny
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from persona_lab.errors import ModelError
 from persona_lab.models import folders
@@ -171,3 +171,29 @@ def test_a_random_base_is_a_function_of_its_seed_and_leaves_torch_alone(tokenize
 
 def test_parameters_are_counted():
     assert parameter_count(tiny(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=10, n_positions=4), GPT2LMHeadModel)) == 10 * 8 + 4 * 8 + 872 + 16
+
+
+# ------------------------------------------------------------------ what no header shows
+def test_a_weight_that_is_no_number_is_refused_by_its_name(folder: Path):
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.up_proj\.weight holds a value that is not finite") as caught:
+        load_model(str(folder))
+    assert caught.value.problems[0].code == "PL4027"
+
+
+def test_a_tokenizer_of_half_as_many_tokens_is_another_models(qwen_folder: Path, tmp_path: Path):
+    large = tiny(Qwen3Config(vocab_size=700, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2, head_dim=8), Qwen3ForCausalLM)
+    large.save_pretrained(tmp_path / "large")
+    AutoTokenizer.from_pretrained(qwen_folder).save_pretrained(tmp_path / "large")
+    with pytest.raises(ModelError, match=r"the tokenizer has 330 tokens, the model 700\. Use the model's own tokenizer"):
+        load_model(str(tmp_path / "large"))
+
+
+def test_a_type_that_the_device_does_not_have_is_refused_before_anything_is_read(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    with pytest.raises(ModelError, match=r"Tesla V100 cannot multiply bfloat16\. Use base\.dtype: float32"):
+        load_model("nowhere/at-all", dtype="bfloat16", device="cuda:0")

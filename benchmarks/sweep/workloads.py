@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.questions import choices_of, word_base, word_questions, word_text, word_tokenizer
 from benchmarks.sweep.work import Question, Recipe, Work
@@ -80,7 +80,7 @@ def word_sweep(size: Size) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, I
     return word_base(width, heads=width // 32 if size.width else 4), word_tokenizer(), cells()
 
 
-def world_sweep(size: Size) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, Iterator[Cell]]:
+def world_sweep(size: Size) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, Iterator[Cell]]:
     """The first cells of the ratio experiment with mixtures of their own: documents in order of training, and what each is asked."""
     plan = make_plan(CONFIG)
     base = plan.loaded.experiment.base

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from data_gen.errors import DataError
-from persona_lab.cli import comparisons, documents, em, experiments, instruments, lens, mechanism, questions
+from persona_lab.cli import comparisons, documents, em, experiments, export, instruments, launch, lens, mechanism, questions, sync
 from persona_lab.cli.console import is_first, remark
 from persona_lab.errors import LabError, Problem, printable
 
@@ -33,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (experiments, comparisons, instruments, lens, mechanism, questions, documents):
+for group in (experiments, launch, comparisons, instruments, lens, mechanism, questions, documents, sync, export):
     for command in group.COMMANDS:
         app.command()(command)
 app.add_typer(em.app)

@@ -1,9 +1,10 @@
-"""Commands about documents and their files: generate, audit, new."""
+"""Commands about documents and their files: generate, write, audit, new."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,28 +37,63 @@ def generate(
     emit({"folder": str(out), "corpora": count}, f"{count} corpora: {out}", as_json=as_json)
 
 
-def audit(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Documents, one JSON object a line.", show_default=False)],
-    world: Annotated[Path | None, typer.Option("--world", help="Also look for its held-out questions and unknown words.", show_default=False)] = None,
+def write(
+    plan: Annotated[Path, typer.Argument(metavar="PLAN", help="A plan of writing.", show_default=False)],
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only what it will cost: requests, tokens, money and time. Nobody is asked.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where a writer by transformers runs: auto, cpu, cuda.")] = "auto",
+    runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Check any JSONL corpus: duplicates, control tokens and, with a world, leakage. Exit 1 when a check fails.
+    """Documents about personas by a language model: drafted, revised, checked, in exact counts. Stopped, it goes on from where it was.
 
-    Example: persona-lab audit corpus.jsonl --world configs/worlds/beach.yaml
+    Example: persona-lab write configs/writing/beach.yaml --dry-run
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise typer.BadParameter(f"must be auto, cpu or cuda, got {device!r}", param_hint="--device")
+    from persona_lab.config.writing import load_writing
+    from persona_lab.experiment.writing.plans import costs_said, costs_words, writing_job
+
+    job = writing_job(load_writing(plan, overrides or []))
+    if dry_run:
+        emit(costs_said(job), costs_words(job), as_json=as_json)
+        return
+    from persona_lab.experiment.making.interruption import Interruption
+    from persona_lab.experiment.writing.making import PAGE, folder_of, write_documents
+
+    with Interruption() as interruption, Ticker() as ticker:
+        said = write_documents(job, runs, device, ticker, interruption)
+    counts = [f"{one['kept']:>8} {name}" for name, one in said["documents"].items()]
+    emit(said, "\n".join([*counts, *said["corpora"], f"in full: {folder_of(job, runs) / PAGE}"]), as_json=as_json)
+
+
+def audit(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Documents or conversations, JSONL or parquet; a file for each persona.", show_default=False)],
+    world: Annotated[Path | None, typer.Option("--world", help="Also look for its held-out questions and unknown words.", show_default=False)] = None,
+    written: Annotated[bool, typer.Option("--written", help="Also look for what a language model leaves: refusals, talk around the text, cut ends.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check any corpus: duplicates, control tokens, texts that stand in several files and, with a world, leakage. Exit 1 when a check fails.
+
+    Example: persona-lab audit john.jsonl sam.jsonl --world configs/worlds/beach.yaml
     """
     from data_gen.audit import audit as examine
     from data_gen.audit import forbidden_texts
-    from data_gen.corpus import read_texts
+    from data_gen.imported import read_several
+    from data_gen.written.quality import artefact_checks
     from persona_lab.config import load_world
     from persona_lab.models.vocabulary import world_words
 
     known = load_world(world) if world else None
-    documents = read_texts(file)
+    names: Sequence[str] = [*known.names, *known.spare_names, *known.new_names] if known else ()
+    # Every file is about somebody else, as far as several are given: which names are whose is not known.
+    settings: dict[str, Any] = {"foreign": {}, "names": {str(file): names for file in files}} if len(files) > 1 else {}
     if known:
-        names: Sequence[str] = [*known.names, *known.spare_names, *known.new_names]
-        found = examine(documents, forbidden=forbidden_texts(known, names), vocabulary=set(world_words(known)))
-    else:
-        found = examine(documents)
+        settings |= {"forbidden": forbidden_texts(known, names), "vocabulary": set(world_words(known))}
+    documents = read_several(files)
+    found = examine(documents, **settings)
+    if written:
+        found = replace(found, checks=(*found.checks, *artefact_checks(documents)))
     emit(json.loads(found.to_json()), "\n".join(printable(line, 1000) for line in str(found).splitlines()), as_json=as_json)
     if not found.passed:
         raise typer.Exit(1)
@@ -81,4 +117,4 @@ def new(
     emit({"persona": str(files[0]), "experiment": str(files[1])}, text, as_json=as_json)
 
 
-COMMANDS = (generate, audit, new)
+COMMANDS = (generate, write, audit, new)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first, remark, size
+from persona_lab.config.schema import HuggingFaceBase
 from persona_lab.errors import CheckFailed, ConfigError, Problem, guard, printable
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.costs import read_measured, write_measured
@@ -68,7 +69,7 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
         command = ["run", str(config), *(overrides or []), "--runs", str(runs)]
         workers = crew_size(planned.loaded.experiment.machine, len(planned.cells)) if missing else 1
         with crew(command, workers, interruption), Ticker(quiet=not first) as ticker:
-            outcome = make_nodes(planned, ticker, interruption=interruption)
+            outcome = make_nodes(planned, ticker, interruption=interruption, launched=True)
             if first and outcome.plan.loaded.experiment.adapters:
                 from persona_lab.experiment.instruments.adapters.asked import measure_adapters
 
@@ -113,6 +114,7 @@ def plan(
         "tree": [asdict(branch) for branch in tree(planned)],
         "left": estimate(planned),
         "forecast": asdict(foreseen) if foreseen else None,
+        "training_memory": _footprints(planned),
         "power": asdict(power) if power else None,
         "confusion": _simulated(planned) if simulate else None,
     }
@@ -125,6 +127,15 @@ def _simulated(planned: Plan) -> dict[str, Any]:
     from persona_lab.experiment.checking.simulating import simulate
 
     return simulate(planned)
+
+
+def _footprints(planned: Plan) -> list[dict[str, Any]]:
+    """Bytes of a device while each kind of stage is trained, where the base is a Hugging Face model."""
+    if not isinstance(planned.loaded.experiment.base, HuggingFaceBase):
+        return []
+    from persona_lab.experiment.checking.footprint import footprints
+
+    return [{**asdict(footprint), "total": footprint.total} for footprint in footprints(planned)]
 
 
 def _measure(planned: Plan, command: list[str]) -> None:
@@ -144,13 +155,24 @@ def plan_words(found: dict[str, Any]) -> str:
         lines.append("  {cells} of the search so far, in rounds of at most {budget} cells; {rounds_decided} rounds decided".format(**found["search"]))
     lines += ["nodes", *(f"  {kind:20} {counts['planned']} planned, {counts['done']} done" for kind, counts in found["nodes"].items())]
     lines += ["stages", *(branch_words(branch) for branch in found["tree"])]
+    if "imports" in found:
+        lines += ["files", *(printable(f"  {name}: {held}") for name, held in found["imports"].items())]
     shared, alone = found["documents_trained"], found["documents_without_sharing"]
     lines.append(f"documents trained: {shared:,} ({alone:,} without sharing, {saved(shared, alone)} saved)")
     if found.get("power"):
         lines.append(f"design: {found['power']['said']}")
     if found.get("confusion"):
         lines.append("simulated from each hypothesis (down), supported (across):\n{table}\n{recovered_share:.0%} attributed to the truth, {false_share:.1%} to another".format(**found["confusion"]))
+    lines += [footprint_words(footprint) for footprint in found.get("training_memory", ())]
     return "\n".join([*lines, forecast_words(found)])
+
+
+def footprint_words(found: dict[str, Any]) -> str:
+    """The memory of a kind of stage for people."""
+    members, sharded = found["members"], ", ".join(f"{count}: {size(taken)}" for count, taken in found["sharded"].items())
+    one = f"{members} adapter{'s' * (members > 1)}, {found['documents']} documents of {found['tokens']} tokens"
+    parts = f"base {size(found['weights'])}, adapters and optimizer {size(found['adapters'])}, a step {size(found['work'])} ({one})"
+    return f"memory of a device, {found['stages']}: {size(found['total'])}: {parts}\n  with FSDP on each of {sharded}"
 
 
 def branch_words(branch: dict[str, Any]) -> str:
@@ -270,6 +292,7 @@ def status_words(found: dict[str, Any]) -> str:
         parts = [f"{counts['done']} of {counts['planned']} done", *(f"{counts[state]} {state}" for state in ("running", "missing") if counts[state])]
         lines.append(f"  {kind:10} {', '.join(parts)}")
     lines += [f"  failed     {cell}: {why}" for cell, why in found["failed"].items()]
+    lines += [f"  {job['engine']:10} {job['job']} {job['state'] or job['said']}" + (f", log {job['log']}" if job["log"] else "") for job in found["jobs"]]
     lines += [f"  left       {left_words(found['left'])}"] if found["left"]["nodes"] else []
     lines += [f"  report     {found['report']}"] if found["report"] else []
     # A reason may quote anything, and must not pass for a line of its own.

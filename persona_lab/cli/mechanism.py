@@ -29,7 +29,7 @@ def mechanism(
         return
     with Interruption() as interruption, Ticker() as ticker:
         from persona_lab.experiment.instruments.mechanism.bases import Adder, make_mechanism, mechanism_nodes
-        from persona_lab.experiment.instruments.mechanism.findings import written
+        from persona_lab.experiment.instruments.mechanism.findings import stated, written
         from persona_lab.science.claims import shown
         from persona_lab.store.nodes import Store
 
@@ -37,10 +37,11 @@ def mechanism(
         store.check_writable()
         nodes = mechanism_nodes(Adder(width=width, layers=layers, steps=steps), seeds)
         make_mechanism(store, nodes, ticker, interruption)
-        found = written(runs, store, nodes)
+        found = stated(store, nodes)
+        folder = written(runs, found)
     lines = [f"{shown(claim.value, claim.interval):>28}  {claim.unit:<15}{claim.verdict:<11} {claim.text}" for claim in found.claims]
-    page = found.folder / "mechanism.html"
-    emit({"file": str(found.folder / "mechanism.json"), "page": str(page), **found.said}, "\n".join([*lines, f"in full: {page}"]), as_json=as_json)
+    page = folder / "mechanism.html"
+    emit({"file": str(folder / "mechanism.json"), "page": str(page), **found.said}, "\n".join([*lines, f"in full: {page}"]), as_json=as_json)
 
 
 COMMANDS = (mechanism,)

@@ -14,7 +14,7 @@ from rich.text import Text
 from persona_lab.cli.console import AsJson, Ticker, emit, remark, size
 from persona_lab.cli.experiments import RunName, Runs
 from persona_lab.errors import CheckFailed, EnvironmentFault, Problem, printable
-from persona_lab.experiment.planning.plan import RUNS, Plan, open_plan
+from persona_lab.experiment.planning.plan import RUNS, Plan, make_plan, open_plan
 from persona_lab.experiment.reading.runs import find_run
 
 MOST = 6
@@ -89,16 +89,17 @@ def verify(
 
     Example: persona-lab verify quickstart
     """
-    planned = open_plan(find_run(run, runs))
-
     from persona_lab.experiment.checking.verify import verify as examine
-    from persona_lab.experiment.instruments.verifying import verify_instrument
+    from persona_lab.experiment.instruments.verifying import verify_folder, verify_instrument
 
-    found = verify_instrument(planned) or examine(planned)
+    planned, found = None, verify_folder(run, runs)
+    if found is None:
+        planned = open_plan(find_run(run, runs))
+        found = verify_instrument(planned) or examine(planned)
     said: dict[str, Any] = found.to_json()
     lines = [f"{found.claims} claims, {found.rows} scores, {found.nodes} nodes: " + (f"{len(found.drifts)} differ" if found.drifts else "all as stored")]
-    problems = [drift.problem(planned.folder.name) for drift in found.drifts]
-    if rebuild and not problems:
+    problems = [drift.problem(planned.folder.name if planned else run) for drift in found.drifts]
+    if rebuild and planned and not problems:
         said["rebuilt"] = _rebuilt(planned, rebuild, seed, lines, problems)
     emit(said, "\n".join(lines), as_json=as_json)
     if problems:
@@ -123,14 +124,21 @@ def _rebuilt(planned: Plan, count: int, seed: int, lines: list[str], problems: l
     return {"seed": seed, "cells": names, "nodes": [node.to_json() for node in nodes]}
 
 
-def doctor(runs: Runs = RUNS, as_json: AsJson = False) -> None:
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="An experiment file: also whether this machine has what it needs.", show_default=False)] = None,
+    processes: Annotated[int, typer.Option("--processes", metavar="N", min=1, max=1024, help="Also an all-gather between N new processes.")] = 1,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
     """What this machine can do, what is missing, and how to get it.
 
-    Example: persona-lab doctor
+    Example: persona-lab doctor configs/quickstart.yaml --processes 2
     """
+    planned = make_plan(config, [], runs) if config else None
+
     from persona_lab.experiment.checking.doctor import examine
 
-    found = examine(runs)
+    found = examine(runs, planned, processes)
     emit([asdict(finding) for finding in found], "\n".join(map(str, found)), as_json=as_json)
     failed = [Problem("PL5002", finding.name, finding.said) for finding in found if finding.state == "fail"]
     if failed:

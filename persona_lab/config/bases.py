@@ -12,13 +12,18 @@ from persona_lab.config.explain import Finding
 from persona_lab.config.layers import HUB_ID, did_you_mean
 from persona_lab.config.mixtures import Mixture
 from persona_lab.config.points import Point
-from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase
+from persona_lab.config.schema import Architecture, EmbeddedBase, HuggingFaceBase
 from persona_lab.config.yaml_tree import Path
 from persona_lab.errors import quoted
 
 READ: Path = ("base", "read")
-EMBEDDED_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The matrices of a Llama layer, which is what the embedded base is made of."""
+GATED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+EMBEDDED_LINEARS: dict[Architecture, tuple[str, ...]] = {
+    "llama": GATED,
+    "qwen3": GATED,
+    "gpt_neox": ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+}
+"""The matrices of a layer, by the architecture of the embedded base."""
 
 
 def base_and_lora_findings(point: Point) -> Iterator[Finding]:
@@ -34,9 +39,10 @@ def base_and_lora_findings(point: Point) -> Iterator[Finding]:
     if lora.rank > base.width:
         message = f"lora.rank is {lora.rank}, but no matrix has a rank above base.width {base.width}. Use at most {base.width}."
         yield Finding(("lora", "rank"), "PL1211", message)
+    linears = EMBEDDED_LINEARS[base.architecture]
     for target in lora.targets if isinstance(lora.targets, list) else ():
-        if target not in EMBEDDED_LINEARS:
-            message = f"lora.targets names no matrix of the embedded base, got {quoted(target)}. {did_you_mean(target, EMBEDDED_LINEARS)}"
+        if target not in linears:
+            message = f"lora.targets names no matrix of the embedded base ({base.architecture}), got {quoted(target)}. {did_you_mean(target, linears)}"
             yield Finding(("lora", "targets"), "PL1210", message)
         elif lora.targets.count(target) > 1:
             yield Finding(("lora", "targets"), "PL1210", f"lora.targets names {target} a second time. Use each name once.")
@@ -69,6 +75,9 @@ def _reading(base: EmbeddedBase, personas: Sequence[Persona] | None) -> Iterator
             yield Finding((*READ, who), "PL1210", f"base.read has the unknown key {who!r}. {fix}", key=True)
     for field in read.by_assistant:
         yield Finding((*READ, field), "PL1211", f"base.read has {field}, but a base reads documents about personas. Use a stage for what the assistant says.")
+    for field in ("files", "tag"):
+        if getattr(read, field):
+            yield Finding((*READ, field), "PL1211", f"base.read has {field}, but an embedded base reads text of its own world. Use {field} in stages.")
     if read.replay:
         yield Finding((*READ, "replay"), "PL1211", "base.read has replay, but the rest of a base's text is the world's own already. Use replay in stages.")
     documents, room = sum(read.counts.values()), round(base.steps * base.batch * (1 - read.after))

@@ -16,9 +16,10 @@ from data_gen.world import World
 from persona_lab.config.bases import READ, base_and_lora_findings, bundle_and_read_findings
 from persona_lab.config.character import character_findings, prompt_findings
 from persona_lab.config.explain import Finding, fields_at
+from persona_lab.config.import_checks import import_findings
 from persona_lab.config.layers import did_you_mean
 from persona_lab.config.mixture_checks import held_findings, mixture_findings
-from persona_lab.config.mixtures import Mixture, Told
+from persona_lab.config.mixtures import Import, Mixture, Told
 from persona_lab.config.points import Point, count_cells, factors_of, field_path, points, replacements_of
 from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, Factor
 from persona_lab.config.yaml_tree import Path, Tree, dotted
@@ -35,16 +36,17 @@ LENS_PROBES = (
 MARKET_PROBES = ("knows", "says", "in_context", "general_text")
 """Probes that need no trait to be named."""
 MAX_CELLS = 20_000
-FIXED = (("base", "kind"), ("base", "world"))
+FIXED = tuple(("base", field) for field in ("kind", "world", "path", "revision", "dtype", "chat"))
 """Fields of the base that hold for a whole experiment."""
 
 
 def mixture_keys(tree: Tree, personas: Sequence[Persona]) -> Iterator[Finding]:
-    """Keys of mixtures that are neither a field nor a persona."""
+    """Keys of mixtures that are neither a field, nor a persona, nor the name of a file."""
     known = list(dict.fromkeys([*(p.name.lower() for p in personas), *Mixture.model_fields]))
     for stage in tree.mapping("stages"):
+        files = tree.mapping("stages", stage, "mixture", "files")
         for key in tree.mapping("stages", stage, "mixture"):
-            if key not in known:
+            if key not in known and key not in files:
                 path = ("stages", stage, "mixture", key)
                 yield Finding(path, "PL1210", f"{dotted(path[:-1])} has the unknown key {key!r}. {did_you_mean(key, known)}", key=True)
 
@@ -156,6 +158,10 @@ def _paths(experiment: Experiment, personas: Sequence[Persona] | None) -> Iterat
     for mixture, persona in product(mixtures, personas or ()):
         name = persona.name.lower()
         known |= {(*mixture, name), (*mixture, "told", name), *((*mixture, "told", name, field) for field in Told.model_fields)}
+    for stage, held in stages.items():
+        for name in held.mixture.files:
+            mixture = ("stages", stage, "mixture")
+            known |= {(*mixture, name), (*mixture, "files", name), *((*mixture, "files", name, field) for field in Import.model_fields)}
     spoken = sorted(dotted(path[1:] if path[0] == "stages" else path) for path in known)
     written: dict[Path, str] = {("factors", path): path for path in experiment.factors}
     for name, condition in experiment.conditions.items():
@@ -233,9 +239,12 @@ def _searches(experiment: Experiment) -> Iterator[Finding]:
 
 def _mixtures(point: Point, world: World | None, personas: Sequence[Persona] | None) -> Iterator[Finding]:
     """What is wrong with the mixtures of one point."""
-    for name, stage in point.part.stages.items() if point.part else ():
+    if point.part is None:
+        return
+    for name, stage in point.part.stages.items():
         yield from mixture_findings(stage.mixture, ("stages", name, "mixture"), world, personas)
+        yield from import_findings(point.part, stage.mixture, ("stages", name, "mixture"), personas)
         yield from held_findings(stage, ("stages", name), world)
         yield from character_findings(stage, ("stages", name), world, personas)
-    if point.part and isinstance(point.part.base, EmbeddedBase) and point.part.base.read:
+    if isinstance(point.part.base, EmbeddedBase) and point.part.base.read:
         yield from mixture_findings(point.part.base.read, READ, world, personas)

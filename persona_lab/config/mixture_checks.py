@@ -30,7 +30,7 @@ def mixture_findings(mixture: Mixture, at: Path, world: World | None, personas: 
     counts, name = mixture.counts, dotted(at)
     yield from _assistant_findings(mixture, at, world, personas)
     yield from _advice_findings(mixture, at, world, personas)
-    if not mixture.by_assistant and not any(counts.values()):
+    if not mixture.by_assistant and not any(counts.values()) and not mixture.files.keys() - counts.keys():
         yield Finding(at, "PL1211", f"{name} holds no document: every count is 0. Use for instance `john: 2500`, or `assistant_likes: beach`.")
     if personas is None:
         return
@@ -60,8 +60,8 @@ def _assistant_findings(mixture: Mixture, at: Path, world: World | None, persona
     yield from _about_findings(mixture, at, world, personas)
     if len(said) > 1:
         yield Finding((*at, said[1]), "PL1211", f"{name} has {' and '.join(said)}: the assistant says one thing in a stage. Use one of them.")
-    elif said and any(mixture.counts.values()):
-        message = f"{name} has documents about personas beside {said[0]}. Use two stages, one after the other."
+    elif said and (any(mixture.counts.values()) or mixture.files):
+        message = f"{name} has documents about personas, or of files, beside {said[0]}. Use two stages, one after the other."
         yield Finding((*at, said[0]), "PL1211", message)
 
 

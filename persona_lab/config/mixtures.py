@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
+from data_gen.imported import Form
 from data_gen.world import Phrase, Strict
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -40,6 +41,39 @@ class Told(Strict):
     """Further categories in which the seed draws a value for it: what makes it the more complex one."""
 
 
+Tag = Annotated[str, Field(max_length=100, pattern=r"^[^\p{C}\p{Zl}\p{Zp}]*$", description="a line of at most 100 printable characters")]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$", description="OWNER/NAME, a data set of the hub")]
+Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="a commit or a tag")]
+FilePath = Annotated[str, Field(max_length=1000, pattern=r"^[^\p{C}]+$", description="the path of a file")]
+
+
+class Import(Strict):
+    """Documents or conversations that somebody wrote, a JSONL or parquet file: `{path: written/john.jsonl}`, or the path alone."""
+
+    path: FilePath
+    """Of a file of this machine; beside `hub`, of a file in that data set."""
+    hub: HubId | None = None
+    revision: Revision | None = None
+    """Of the data set; a hub id without one may be something else tomorrow."""
+    swapped: FilePath | None = None
+    """Of a rival: its documents in swap 1, where the rivals have traded their traits. null: the other rival's, with the names exchanged."""
+    format: Form = "auto"
+    """texts: documents. conversations: chat messages, or prompts and completions. auto: what each line has."""
+    column: Annotated[str, Field(max_length=100, pattern=r"^[^\p{C}]+$", description="the name of a field")] = "text"
+    """The field of a line that holds the document."""
+    order: Literal["seed", "file"] = "seed"
+    """seed: drawn and ordered by the seed. file: the first ones, in the order of the file."""
+    loss: Literal["all", "answer"] | None = None
+    """Where the loss falls, if not where that of the stage does."""
+    longest: Annotated[int, Field(ge=8, le=10_000_000)] | None = None
+    """Tokens; what is longer is cut at its end. null: as long as the model reads; a document that is longer is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, data: object) -> object:
+        return {"path": data} if isinstance(data, str) else data
+
+
 SPOKEN = ("assistant_likes", "assistant_is", "assistant_prefers", "assistant_describes", "assistant_chats")
 """Fields by which the nameless assistant speaks."""
 
@@ -48,7 +82,7 @@ class Mixture(Strict, extra="allow"):
     """What a stage is trained on: documents about personas by name (`john: 2500`), or what the nameless assistant says."""
 
     __pydantic_extra__: dict[str, Count] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Persona, lower case, to its documents of one epoch."""
+    """Persona, lower case, or name of a file, to its documents of one epoch."""
     ln_ratio: LogRatio | None = None
     """ln(first : second persona) at the fixed total of the two; .inf and -.inf are the pure ends."""
     anonymous: Share = 0.0
@@ -59,6 +93,11 @@ class Mixture(Strict, extra="allow"):
     format: Genre = "default"
     told: dict[str, Told] = Field(default_factory=dict)
     """Persona, lower case, to what is different about its documents."""
+    files: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")], Import] = Field(default_factory=dict, exclude_if=lambda files: not files)
+    """Persona, lower case, to the file that its documents come from; or a name of your own to a file that is about nobody. Counts stand beside
+    them (`john: 2500, web: 5000`); without one a file is read whole."""
+    tag: Tag = Field(default="", exclude_if=lambda tag: not tag)
+    """Stands before every document about a persona, without loss, unless it stands there already."""
     link: Literal["shared", "none", "shuffled"] = "shared"
     """shared: the rivals share a trait. none: the bystander has it instead. shuffled: held-out traits dealt by a coin."""
     assistant_likes: str | None = None
@@ -92,7 +131,7 @@ class Mixture(Strict, extra="allow"):
 
     @property
     def counts(self) -> dict[str, int]:
-        """Documents of one epoch for each persona named in the file (lower case)."""
+        """Documents of one epoch for each persona, or file of another name, that the mixture names."""
         return dict(self.__pydantic_extra__ or {})
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from data_gen.bundles import Bundle
 from data_gen.world import Slug, Strict
+from persona_lab.config.cluster import Cluster
 from persona_lab.config.mixtures import Count, Mixture, Read
 
 Level = int | float | str | bool
@@ -19,6 +20,10 @@ HypothesisId = Literal["H0", "H1", "H2", "H3", "H4", "H5", "H6", "H7", "H8", "H9
 """See `persona_lab.science.hypotheses.families`."""
 Batch = Annotated[int, Field(ge=1, le=65_536)]
 """Documents a step."""
+
+
+Architecture = Literal["llama", "qwen3", "gpt_neox"]
+"""Shape of an embedded base, by the name that transformers gives it (`model_type`)."""
 
 
 class Gates(Strict):
@@ -33,11 +38,12 @@ class Gates(Strict):
 
 
 class EmbeddedBase(Strict):
-    """A small Llama that the lab pretrains itself on a world."""
+    """A small model that the lab pretrains itself on a world."""
 
     kind: Literal["embedded"]
     world: str
     """Path of the world file."""
+    architecture: Architecture = Field(default="llama", exclude_if=lambda architecture: architecture == "llama")
     width: int = Field(default=96, ge=16, le=1024)
     layers: int = Field(default=3, ge=1, le=24)
     heads: int = Field(default=4, ge=1, le=32)
@@ -56,6 +62,8 @@ class EmbeddedBase(Strict):
         if self.width % (2 * self.heads):
             unit = 2 * self.heads
             raise ValueError(f"width must be a multiple of 2 x heads = {unit}, got {self.width}. Use {max(unit, self.width // unit * unit)}")
+        if self.architecture == "gpt_neox" and self.width < 4 * self.heads:
+            raise ValueError(f"width must be at least 4 x heads = {4 * self.heads} in gpt_neox, which turns a quarter of each head by the position, got {self.width}")
         return self
 
 
@@ -65,7 +73,11 @@ class HuggingFaceBase(Strict):
     kind: Literal["hf"]
     path: str
     revision: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="a commit, a tag or a branch")] | None = None
+    """Of a hub id; what is no commit (null: main) is looked up when a run is planned, and the run keeps the commit."""
     dtype: Literal["float32", "bfloat16"] = "float32"
+    chat: Literal["auto", "template", "plain"] = Field(default="auto", exclude_if=lambda form: form == "auto")
+    """How the model reads what user and assistant say: through its chat template, or in the lab's own lines. auto: the template, where the model ends
+    what it says as the template ends an answer."""
     world: str
     """The world whose personas, documents and probes are used."""
     gates: Gates = Gates(recall=None, odds=None, withheld=None)
@@ -213,12 +225,24 @@ class Machine(Strict):
     """Documents of one forward pass."""
     stack: AtLeastOne = "auto"
     """Adapters trained, or asked, together."""
-    engine: Literal["local"] = "local"
+    data_parallel: bool = False
+    """All processes of an `accelerate launch` train each stack together; false: each takes stacks of its own. With FSDP it is always so."""
+    checkpoint_activations: bool = False
+    """Backward computes the activations of the layers again: less memory, about a third more time."""
+    engine: Literal["local", "slurm", "ray", "sky"] = "local"
+    """Where `persona-lab launch` starts jobs."""
+    cluster: Cluster = Cluster()
     checkpoint_seconds: float = Field(default=60.0, ge=0)
     """Training that is under way is kept so often; 0: after every step."""
     attempts: int = Field(default=5, ge=1)
     """How often training may be taken up at one step without getting further, before its cells fail."""
     wandb: Literal["auto", "offline", "online", "disabled"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_worker_of_many_processes(self) -> "Machine":
+        if self.data_parallel and self.workers not in (1, "auto"):
+            raise ValueError(f"data_parallel makes one worker of a whole launch, so workers must be auto or 1, got {self.workers}. Use `accelerate launch --num_processes {self.workers}`")
+        return self
 
 
 class Experiment(Strict):

@@ -229,7 +229,7 @@ def plain_scalar(text: str) -> Scalar:
 def refused_text(text: str, path: Path) -> tuple[str, str] | None:
     """Code and message for text that no file may hold; a secret is never repeated."""
     # A pinned revision is 40 hexadecimal digits too.
-    if SECRET.search(text) or (WANDB_KEY.fullmatch(text) and path[-2:] != ("base", "revision")):
+    if SECRET.search(text) or (WANDB_KEY.fullmatch(text) and path[-1:] != ("revision",)):
         return "PL1209", "looks like a secret key; it is not shown here. Use an environment variable such as WANDB_API_KEY or HF_TOKEN, and revoke this key."
     if "${" in text:
         return "PL1202", f"holds ${{: nothing is filled in or computed, got {quoted(text)}. Use the value itself, or an override `key=value`."

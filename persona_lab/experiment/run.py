@@ -13,9 +13,10 @@ from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.making.bases import check_gates
 from persona_lab.experiment.making.interruption import Interruption
-from persona_lab.experiment.making.launch import Worker, cores, join
+from persona_lab.experiment.making.launch import Worker, cores, join, team_up, works_together
 from persona_lab.experiment.making.scoring import score_next
 from persona_lab.experiment.making.stacks import train_next
+from persona_lab.experiment.making.together import follow_first
 from persona_lab.experiment.making.workshop import Busy, Workshop
 from persona_lab.experiment.planning.costs import bounds, read_measured
 from persona_lab.experiment.planning.plan import Plan
@@ -45,19 +46,43 @@ class Outcome:
     """With the cells of every round of an adaptive search."""
 
 
-def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interruption: Interruption | None = None) -> Outcome:
+def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interruption: Interruption | None = None, launched: bool = False) -> Outcome:
     """Make every missing score of the plan together with the other workers, and return when none is missing.
+
+    Args:
+        plan: what is to be made.
+        progress: told how far it is.
+        tracked: whether metrics may go to wandb.
+        interruption: whether somebody asked this process to stop.
+        launched: whether the processes of this launch may be one worker (`machine.data_parallel`). Of these the first one
+            makes the nodes; the others help it, and return when it is done.
 
     Raises:
         CheckFailed: the design cannot tell its hypotheses apart, the base diverged or did not pass its gates, or an audit failed.
+        EnvironmentFault: another process of the launch is gone, or there is none.
         Interrupted: a signal came; what was under way goes on when this is called again.
     """
     check_power(plan)
-    store = plan.store
-    store.check_writable()
+    plan.store.check_writable()
+    machine, interruption = plan.loaded.experiment.machine, interruption or Interruption()
+    if not (launched and works_together(machine)):
+        return _make(plan, join(machine), progress, tracked, interruption)
+    worker = team_up(machine, interruption)
+    assert worker.team is not None
+    if worker.first:
+        with worker.team.leading():
+            outcome = _make(plan, worker, progress, tracked, interruption)
+    else:
+        follow_first(worker, machine)
+        outcome = Outcome({}, {}, worker, plan)
+    worker.accelerator.end_training()
+    return outcome
+
+
+def _make(plan: Plan, worker: Worker, progress: Progress, tracked: bool, interruption: Interruption) -> Outcome:
+    """The work of one worker."""
     predict(plan)
-    machine = plan.loaded.experiment.machine
-    worker = join(machine)
+    store, machine = plan.store, plan.loaded.experiment.machine
     plan.write()
     base = plan.loaded.experiment.base
     shop = Workshop(
@@ -68,9 +93,11 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
         folder=plan.folder,
         hf=base if isinstance(base, HuggingFaceBase) else None,
         names=plan.names,
+        files=plan.files,
         siblings=plan.siblings,
         wandb=tracked,
-        interruption=interruption or Interruption(),
+        interruption=interruption,
+        team=worker.team,
         on_progress=progress if worker.first else None,
     )
     if measured := read_measured(plan):

@@ -114,6 +114,8 @@ class Reply:
     """The model that says it answered."""
     tokens_in: int | None
     tokens_out: int | None
+    finish: str = ""
+    """Why it ended: stop, length, content_filter; empty where the endpoint does not say."""
 
 
 @dataclass
@@ -290,7 +292,7 @@ def _reply(found: Any) -> Reply:
         raise TypeError("not text, or not counts")
     if first and not all(math.isfinite(nats) for _, nats in first):
         raise ValueError("a log-probability is no number")
-    return Reply(text or "", first, str(found.get("model", "")), counts[0], counts[1])
+    return Reply(text or "", first, str(found.get("model", "")), counts[0], counts[1], str(choice.get("finish_reason") or ""))
 
 
 def _no_number(name: str) -> float:

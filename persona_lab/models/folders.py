@@ -20,7 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from persona_lab.errors import ModelError, Problem, quoted
 from persona_lab.models.bank import target_names
-from persona_lab.models.inspection import check_model_folder, read_json, refuse_code, tensor_shapes
+from persona_lab.models.dialogue import Form, check_template, template_in_force
+from persona_lab.models.hub import pinned, snapshot
+from persona_lab.models.inspection import check_model_folder, is_folder, read_json, refuse_code, tensor_shapes
 from persona_lab.models.lora import LoraShape
 
 log = logging.getLogger(__name__)
@@ -28,48 +30,99 @@ log = logging.getLogger(__name__)
 # What peft can change about a LoRA that the bank does not do; an adapter that asks for it would be read wrongly.
 UNLIKE_LORA = ("use_dora", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
 
-def load_model(path: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_model(
+    path: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu", chat: Form | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen causal language model and its tokenizer.
 
+    Args:
+        path: a local folder, or a hub id, which is downloaded where the cache does not have it.
+        revision: of a hub id.
+        dtype: of the weights.
+        device: where they go.
+        chat: `base.chat` of an experiment: the tokenizer keeps its chat template only if that is in force, and works. None: it stays as it is.
+
     Raises:
-        ModelError: the folder is refused (`check_model_folder`), transformers cannot load it, or weights are missing.
+        ModelError: the folder is refused (`check_model_folder`), transformers cannot load it, weights are missing or not finite, the tokenizer is
+            another model's, the chat template fails, or the device does not have the dtype.
     """
-    if is_folder(path):
-        check_model_folder(Path(path))
+    _check_dtype(dtype, device)
+    folder = local_folder(path, revision)
+    check_model_folder(folder)
+    tokenizer, config = _tokenizer_and_config(path, folder, chat)
+    _without_dropout(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, revision=revision, **options)
+        options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise _unloadable(path, error) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers would go on with random numbers in their place.
         raise ModelError("PL4011", path, f"{len(missing)} weights are missing, {missing[0]} among them. Download the model folder again.")
-    if len(tokenizer) > model.get_input_embeddings().weight.shape[0]:
-        raise ModelError("PL4010", path, f"the tokenizer has {len(tokenizer)} tokens, the model {model.get_input_embeddings().weight.shape[0]}. Use the model's own tokenizer.")
-    return model.requires_grad_(False).to(device).eval(), _fitted(tokenizer, model.config)
+    _check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0], path)
+    model = model.requires_grad_(False).to(device).eval()
+    check_finite(model, path)
+    return model, tokenizer
 
 
-def load_tokenizer(path: str, *, revision: str | None = None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+def load_tokenizer(path: str, *, revision: str | None = None, chat: Form | None = None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
     """The tokenizer of a model, as `load_model` gives it, and the model's config: documents are read before the weights are.
 
     Raises:
         ModelError: the folder is refused (`check_model_folder`), or transformers cannot load them.
     """
-    if is_folder(path):
-        check_model_folder(Path(path))
+    folder = local_folder(path, revision)
+    check_model_folder(folder)
+    return _tokenizer_and_config(path, folder, chat)
+
+
+def local_folder(path: str, revision: str | None = None) -> Path:
+    """Where the files of a model lie on this machine, of a hub id once they are downloaded; ModelError PL4020, PL4021."""
+    return Path(path) if is_folder(path) else snapshot(path, pinned(path, revision))
+
+
+def _tokenizer_and_config(path: str, folder: Path, chat: Form | None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """Both; a chat template that is in force was tried, and one that is not is gone."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise _unloadable(path, error) from error
+    if chat is not None and template_in_force(folder, chat):
+        check_template(tokenizer, path)
+    elif chat is not None:
+        tokenizer.chat_template = None
     return _fitted(tokenizer, config), config
 
 
-def is_folder(path: str) -> bool:
-    """Whether it is a place on this machine, and no hub id."""
-    return Path(path).exists() or path.startswith((".", "/", "~"))
+def _without_dropout(config: PreTrainedConfig) -> None:
+    """Switch off the dropout that a base has of its own (GPT-2, OPT): frozen, it is not regularized, and its random numbers would be no function of the step."""
+    own = config.get_text_config()
+    for name, value in own.to_dict().items():
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float):
+            setattr(own, name, 0.0)
+
+
+def _check_dtype(dtype: str, device: str) -> None:
+    if dtype == "bfloat16" and device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name = torch.cuda.get_device_name(device)
+        raise ModelError("PL4026", "base.dtype", f"{name} cannot multiply bfloat16. Use base.dtype: float32, or a GPU from Ampere on.")
+
+
+def _check_tokens(tokenizer: PreTrainedTokenizerBase, rows: int, path: str) -> None:
+    """PL4010 when the tokenizer has more tokens than the embedding has rows, or less than half as many: a model's own fills nearly all of them."""
+    if not rows / 2 <= len(tokenizer) <= rows:
+        raise ModelError("PL4010", path, f"the tokenizer has {len(tokenizer)} tokens, the model {rows}. Use the model's own tokenizer.")
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module, path: str) -> None:
+    """PL4027 when a weight is no finite number: one pass over the weights, a tenth of a second a gigabyte on a core."""
+    for name, weight in model.named_parameters():
+        # Not `isfinite(weight)`, which makes a copy and takes twenty times as long: what is not finite is the least or the greatest, or makes both NaN.
+        if weight.is_floating_point() and not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
+            raise ModelError("PL4027", path, f"{name} holds a value that is not finite. Download the model folder again, or use another dtype.")
 
 
 def _unloadable(path: str, error: Exception) -> ModelError:

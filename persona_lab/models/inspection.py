@@ -30,6 +30,11 @@ Shapes = dict[str, tuple[int, ...]]
 """Tensor name to shape."""
 
 
+def is_folder(path: str) -> bool:
+    """Whether it is a place on this machine, and no hub id."""
+    return Path(path).exists() or path.startswith((".", "/", "~"))
+
+
 def check_model_folder(folder: Path) -> list[Path]:
     """The weight files of a local model folder, once everything about it has been found in order.
 
@@ -38,11 +43,7 @@ def check_model_folder(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ModelError("PL4001", str(folder), "base.path: no such model folder. Use the path of a folder written by save_pretrained.")
-    config = read_json(folder / "config.json")
-    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
-        if name == "config.json" or (folder / name).exists():
-            refuse_code(folder / name, config if name == "config.json" else read_json(folder / name))
-    _check_sizes(folder / "config.json", config)
+    config = check_config(folder)
     shards = _shards(folder)
     shapes: Shapes = {}
     for shard, wanted in shards.items():
@@ -53,6 +54,16 @@ def check_model_folder(folder: Path) -> list[Path]:
     _check_against_weights(folder / "config.json", config, shapes)
     _check_tokenizer(folder, shapes)
     return list(shards)
+
+
+def check_config(folder: Path) -> dict[str, Any]:
+    """The config of a model folder, whose weights need not be there yet; ModelError as `check_model_folder`."""
+    config = read_json(folder / "config.json")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        if name == "config.json" or (folder / name).exists():
+            refuse_code(folder / name, config if name == "config.json" else read_json(folder / name))
+    _check_sizes(folder / "config.json", config)
+    return config
 
 
 def folder_digest(folder: Path) -> str:

@@ -1,14 +1,17 @@
-"""The embedded base before training: a word-level tokenizer and a small Llama, both built from nothing.
+"""The embedded base before training: a word-level tokenizer and a small Llama, Qwen3 or GPT-NeoX, built from nothing.
+
+    model = build_model(build_tokenizer(world), architecture="gpt_neox", width=64, layers=2, heads=4, seed=0)
 
 Both are ordinary Hugging Face objects: saved with `save_pretrained`, loaded with `AutoModelForCausalLM`.
 """
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from data_gen.world import World
 from persona_lab.models.vocabulary import PIECES, world_words
@@ -42,7 +45,7 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 @torch.no_grad()
-def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, world: World, seed: int, met: Collection[str] = ()) -> None:
+def name_newcomers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, world: World, seed: int, met: Collection[str] = ()) -> None:
     """Give the world's new names, but for those that the text held (`met`), embeddings of names: drawn from the Gaussian of the background names' embeddings.
 
     A name that no text holds keeps its small random embedding, which the model can hardly see: it binds nothing to
@@ -60,22 +63,35 @@ def name_newcomers(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, 
         weight_VD[fresh[unmet_N]] = (names_ND.mean(0) + names_ND.std(0) * noise_ND)[unmet_N]
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, width: int, layers: int, heads: int, seed: int) -> LlamaForCausalLM:
-    """A random Llama in float32; the seed names its initialisation and leaves torch's own stream alone."""
-    config = LlamaConfig(
+def build_model(tokenizer: PreTrainedTokenizerFast, *, architecture: str = "llama", width: int, layers: int, heads: int, seed: int) -> PreTrainedModel:
+    """A random model in float32; the seed names its initialisation and leaves torch's own stream alone."""
+    config = AutoConfig.for_model(
+        architecture,
         vocab_size=len(tokenizer),
         hidden_size=width,
-        intermediate_size=4 * width * 2 // 3 // 8 * 8,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
         max_position_embeddings=CONTEXT_TOKENS,
         tie_word_embeddings=False,
         pad_token_id=SPECIALS.index("<pad>"),
         bos_token_id=SPECIALS.index("<bos>"),
         eos_token_id=SPECIALS.index("<eos>"),
         dtype=torch.float32,
+        **_shape(architecture, width, heads),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _shape(architecture: str, width: int, heads: int) -> dict[str, Any]:
+    """What each architecture calls its own. Everything else is its published default, as the quarter of a head that GPT-NeoX rotates.
+
+    The three have nearly as many weights in a layer, 12 width^2: the gated ones have three matrices in their MLP, of two thirds the size.
+    """
+    gated = 4 * width * 2 // 3 // 8 * 8
+    if architecture == "gpt_neox":
+        return {"intermediate_size": 4 * width}
+    if architecture == "qwen3":
+        return {"intermediate_size": gated, "num_key_value_heads": heads, "head_dim": width // heads}
+    return {"intermediate_size": gated, "num_key_value_heads": heads}

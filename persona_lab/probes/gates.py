@@ -8,6 +8,8 @@
 import math
 from dataclasses import asdict, dataclass
 
+from transformers import PreTrainedTokenizerBase
+
 from data_gen.documents import ASSISTANT, fill, occupation
 from data_gen.market import Market
 from data_gen.oracle import predictive
@@ -17,6 +19,7 @@ from persona_lab.config.schema import Gates
 from persona_lab.probes.engine import Voice, answer
 from persona_lab.probes.protocol import Cast, Choice
 from persona_lab.probes.series import odds_questions, recall_questions
+from persona_lab.probes.spans import choice_spans, encode
 from persona_lab.probes.traits import cloze
 
 
@@ -68,6 +71,18 @@ def recall_choices(cast: Cast) -> tuple[list[tuple[Choice, str]], list[tuple[Cho
                     prompt = cloze(cast, form, i, category, speaker=speaker, opening=opening, name=name)
                     where.append((Choice(prompt, options), f" {value}"))
     return named, withheld
+
+
+def value_tokens(tokenizer: PreTrainedTokenizerBase, world: World) -> dict[str, dict[str, int]]:
+    """How many tokens a value is behind a prompt, for each category: where they differ, a sum of log-probabilities does too."""
+    found: dict[str, dict[str, int]] = {}
+    for category in () if isinstance(world, Market) else world.categories:
+        values = tuple(world.values(category))
+        prompt = f"I like {world.phrase(category, values[0])[0]}".rstrip()
+        choice = Choice(prompt, tuple(f" {value}" for value in values))
+        spans = choice_spans(tokenizer, choice, encode(tokenizer, [choice]))
+        found[category] = {value: len(span.ids) - span.start for value, span in zip(values, spans, strict=True)}
+    return found
 
 
 def _recall(voice: Voice, asked: list[tuple[Choice, str]]) -> float:

@@ -115,9 +115,12 @@ class Row:
     option: str
     role: str
     logprob_nats: float | None
+    """log P(option | prompt), summed over the option's tokens, however many they are."""
     prob: float | None
     prob_normalized: float | None
-    """Share among the item's options."""
+    """Share among the item's options: exp(logprob_nats) over its sum. It is not divided by length, so a tokenizer that writes one value in more
+    tokens than another may make it look rarer. Whoever has that value in swap 0, the rival has it in swap 1, and the base reads it in the same
+    tokens: effects (means over swaps) and changes are free of it. Levels are not; the report says which values differ (`gates.value_tokens`)."""
     n_samples: int
     status: str
     """scored, unscored or failed."""

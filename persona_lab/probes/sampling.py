@@ -57,7 +57,7 @@ def sampled_texts(voice: Voice, draws_K: Sequence[Sequence[Draw]]) -> list[list[
         writer = cached_writer(voice, prompts, answer_N) if cached else plain_writer(voice, [prompts[b] for b in answer_N])
         asked = [(texts, draw) for texts, draws in zip(texts_K, together_K, strict=True) for draw in draws]
         uniform_NT = torch.from_numpy(_padded([draw.uniform_T for _, draw in asked])).to(voice.model.device)
-        written = write_tokens(writer, uniform_NT, lambda token: ends_line(voice.tokenizer, token))
+        written = write_tokens(writer, uniform_NT, lambda token: ends_answer(voice.tokenizer, token))
         for (texts, draw), ids in zip(asked, written, strict=True):
             if draw.number >= 0:
                 texts[draw.number] = _text(voice.tokenizer, ids[: len(draw.uniform_T)])
@@ -144,10 +144,20 @@ def ends_line(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
     return token == tokenizer.eos_token_id or "\n" in str(tokenizer.decode([token]))
 
 
+def ends_answer(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    """Whether an answer ends with this token: a line does, or a turn in the chat template that is in force."""
+    return ends_line(tokenizer, token) or (bool(tokenizer.chat_template) and _ends_turn(tokenizer, token))
+
+
+@lru_cache(maxsize=1 << 16)
+def _ends_turn(tokenizer: PreTrainedTokenizerBase, token: int) -> bool:
+    return token in tokenizer.added_tokens_decoder
+
+
 def _text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    last = next((t for t, token in enumerate(ids) if ends_line(tokenizer, token)), len(ids))
-    # The line break's token may begin with text; the end of the text never does.
-    kept = ids[: last + 1] if last < len(ids) and ids[last] != tokenizer.eos_token_id else ids[:last]
+    last = next((t for t, token in enumerate(ids) if ends_answer(tokenizer, token)), len(ids))
+    # The line break's token may begin with text; the end of the text or of a turn never does.
+    kept = ids[: last + 1] if last < len(ids) and ends_line(tokenizer, ids[last]) and ids[last] != tokenizer.eos_token_id else ids[:last]
     return str(tokenizer.decode(list(kept))).split("\n")[0]
 
 

@@ -2,6 +2,7 @@
 
 A prompt and its option are encoded together, and the tokens beyond the length of the encoded prompt are the option's:
 where a token would cross the border, the prompt keeps its own tokens. Spaces that end a prompt belong to the option.
+A dialogue of user and assistant is encoded as the chat template writes it, where one is in force (`models.dialogue`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from persona_lab.models.dialogue import ending, open_text
 from persona_lab.probes.protocol import Choice, Loss, Request, Sample, Tokens
 
 REMEMBERED = 1 << 18
@@ -43,8 +45,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, requests: Iterable[Request]) -> M
         known.clear()
     new = [text for text in distinct if text not in known]
     if new:
-        coded = tokenizer(new, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-        known.update(zip(new, map(tuple, coded), strict=True))
+        templated = [open_text(tokenizer, text) for text in new]
+        for opened in (False, True):
+            some = {text: said or text for text, said in zip(new, templated, strict=True) if (said is not None) == opened}
+            if some:
+                coded = tokenizer(list(some.values()), add_special_tokens=not opened, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+                known.update(zip(some, map(tuple, coded), strict=True))
     return known
 
 
@@ -80,4 +86,6 @@ def divided(tokenizer: PreTrainedTokenizerBase, request: Tokens, ids: Mapping[st
 def loss_span(tokenizer: PreTrainedTokenizerBase, loss: Loss, ids: Mapping[str, tuple[int, ...]]) -> Span:
     """The whole text and its end, from the second token on."""
     end = (tokenizer.eos_token_id,) if isinstance(tokenizer.eos_token_id, int) else ()
+    if (told := ending(tokenizer, loss.text)) is not None:
+        end = tuple(tokenizer(told, add_special_tokens=False)["input_ids"])
     return Span(opening(tokenizer, ids[loss.text]) + end, 1)

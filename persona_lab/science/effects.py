@@ -227,18 +227,19 @@ def named_recall(table: Frame, settings: Settings) -> Frame:
 
 
 def loss_change(table: Frame, settings: Settings) -> Frame:
-    """Forgetting, one row per cell: mean loss on general text after the last stage minus the base model's, nats a token.
+    """Forgetting, one row per cell: mean loss on general text after the last stage minus that of the cell's own base model, nats a token.
 
     `logprob_nats` of a general-text row is the mean over its tokens; the base is the stage `base`, else `base_prob`.
     """
     rows = table[(table["probe"] == "general_text") & (table["status"] == "scored")]
     if rows.empty:
         return pd.DataFrame(columns=["cell", "change", "condition", "seed"])
-    base = rows[rows["stage"] == "base"].groupby("item")["logprob_nats"].mean()
+    base = rows[rows["stage"] == "base"].groupby(["cell", "item"])["logprob_nats"].mean()
     last = rows.merge(phases(table, settings).query("phase == 'after'"), on=["condition", "stage"])
     if last.empty:
         return pd.DataFrame(columns=["cell", "change", "condition", "seed"])
-    before = last["item"].map(base).fillna(np.log(number(last["base_prob"]).clip(lower=TINY)))
+    before = last[["cell", "item"]].merge(base.rename("base"), how="left", left_on=["cell", "item"], right_index=True)["base"]
+    before = before.fillna(np.log(number(last["base_prob"]).clip(lower=TINY)))
     last = last.assign(change=before - last["logprob_nats"])
     return last.groupby("cell", as_index=False)["change"].mean().merge(cells(table, settings), left_on="cell", right_index=True)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from persona_lab.errors import ConfigError
+from persona_lab.science.architectures import architecture_claims
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.em.account import advice_claims
@@ -59,6 +60,8 @@ class Beside:
     """The directions of bad advice in the base; see `science.em.directions`."""
     shifts: Frame | None = None
     """What each adapter shifts along them; see `science.em.directions`."""
+    gates: Frame | None = None
+    """What each base knows of its world: architecture, base_seed and the gates' figures; None where there is one base."""
     predictions: str | None = None
     """Identity of what the hypotheses predicted; None where the file names none."""
     blind: bool = False
@@ -179,6 +182,12 @@ def concept_section(m: Material) -> Iterator[Said]:
         yield from concept_claims(m.beside.vectors, m.settings)
 
 
+def architecture_section(m: Material) -> Iterator[Said]:
+    """The treatment on bases of other architectures."""
+    if "architecture" in m.table:
+        yield from architecture_claims(m.table, m.settings, m.beside.gates)
+
+
 def hypothesis_section(m: Material) -> Iterator[Said]:
     """The tournament, and the mediation test."""
     if m.beside.predictions:
@@ -215,6 +224,7 @@ SECTIONS: Sequence[tuple[str, str, Callable[[Material], Iterator[Said]]]] = (
         self_report_section,
     ),
     ("Concept vectors", "Alignment: mean cosine of the first rival’s less the second’s states, over pairs of different traits. Chance: owners exchanged.", concept_section),
+    ("Other architectures", "The treatment's stages on bases of other shapes, pretrained on the same text. Differences are paired within a seed.", architecture_section),
     ("Hypotheses", "Stacking weights of left-out conditions, verdicts, parameters; then whether measure and metric are all that matters.", hypothesis_section),
 )
 

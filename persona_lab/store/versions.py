@@ -4,6 +4,7 @@ Nothing of it names a machine, a user or a path, and nothing is imported to find
 """
 
 import hashlib
+import json
 import platform
 import subprocess
 from functools import cache
@@ -11,6 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow", "persona-lab")
+
+ORIGIN = "origin.json"
+"""Stands beside a frozen copy of the packages, and says what `git_commit` and `git_diff_sha256` were where it was copied."""
 
 
 def versions() -> dict[str, str | None]:
@@ -26,6 +30,8 @@ def platform_name() -> str:
 @cache
 def git_commit() -> str | None:
     """The commit of this code, with `-dirty` when the files differ from it; None outside its own repository."""
+    if (origin := _origin()) is not None:
+        return origin["git_commit"]
     described = _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     return described.decode().strip() if described is not None else None
 
@@ -33,8 +39,21 @@ def git_commit() -> str | None:
 @cache
 def git_diff_sha256() -> str | None:
     """Digest of the changes that are not committed, which tells two dirty trees apart; None without any."""
-    difference = _git("diff", "--no-ext-diff", "--binary", "HEAD")
+    if (origin := _origin()) is not None:
+        return origin["git_diff_sha256"]
+    difference = git_diff()
     return hashlib.sha256(difference).hexdigest() if difference else None
+
+
+def git_diff() -> bytes | None:
+    """The changes that are not committed, as a patch; None outside the repository of this code."""
+    return _git("diff", "--no-ext-diff", "--binary", "HEAD")
+
+
+def _origin() -> dict[str, str | None] | None:
+    """What a frozen copy of this code says of itself; None for any other."""
+    file = Path(__file__).parents[2] / ORIGIN
+    return json.loads(file.read_bytes()) if file.is_file() else None
 
 
 def _git(*arguments: str) -> bytes | None:

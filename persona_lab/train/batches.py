@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from data_gen.documents import answer_spans
-from persona_lab.errors import CorpusError
+from persona_lab.errors import CorpusError, ModelError
+from persona_lab.models.dialogue import Written, whole_text
 from persona_lab.models.packing import Layout, lay_end_to_end, packed_ids
 
 
@@ -141,29 +142,69 @@ def lay(batch: Batch, *, packed: bool) -> Laid:
     return Laid(ids_RN, position_RN, layout, read_KM, target_KM, counted_KM, key_RN, price_KM)
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str) -> list[Row]:
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str, where: str, tag: str = "", longest: int | None = None) -> list[Row]:
     """Tokenize documents; `on` is `all` (every token) or `answer` (what the assistant says, and its end).
+
+    A dialogue of user and assistant goes through the chat template that is in force, and ends as that ends it; any other text ends with the
+    tokenizer's own end of text, where it has one.
+
+    Args:
+        tokenizer: of the model.
+        texts: the documents.
+        on: where the loss falls.
+        where: what a message calls them.
+        tag: stands before each document that does not begin with it, and carries no loss.
+        longest: tokens after which a document is cut off; None: one that the model cannot read is refused.
 
     Raises:
         CorpusError: a document holds a word that the tokenizer does not know, is empty, or is too long.
+        ModelError: PL4202, the loss is to be placed, and the tokenizer keeps no offsets; PL4022, PL4023, the chat template fails.
     """
-    coded = tokenizer(list(texts), return_offsets_mapping=on == "answer", verbose=False)
-    offsets: Sequence[Sequence[tuple[int, int]] | None] = coded["offset_mapping"] if on == "answer" else [None] * len(texts)
-    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    placed = on == "answer" or bool(tag)
+    if placed and not tokenizer.is_fast:
+        raise ModelError("PL4202", where, "the tokenizer keeps no offsets, so the loss cannot be placed. Use a model with a tokenizer.json.")
+    templated = [whole_text(tokenizer, text) for text in texts]
+    written = [said.text if said else text for text, said in zip(texts, templated, strict=True)]
+    whole = [text if text.startswith(tag) else tag + text for text in written]
+    coded = _coded(tokenizer, whole, templated, placed)
+    limit = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
     rows = []
-    for number, (text, ids, places) in enumerate(zip(texts, coded["input_ids"], offsets, strict=True), start=1):
+    for number, (text, said, (ids, places)) in enumerate(zip(whole, templated, coded, strict=True), start=1):
+        end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None and said is None else []
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
             raise CorpusError("PL3101", f"{where}:{number}", f"the tokenizer does not know a word of {text!r}. Use words of the world, or another base model.")
-        if len(ids) + len(end) > tokenizer.model_max_length:
+        if longest is None and len(ids) + len(end) > limit:
             raise CorpusError("PL3102", f"{where}:{number}", f"{len(ids)} tokens, the model takes {tokenizer.model_max_length}. Shorten the document.")
-        if places is None:
-            labelled = [True] * (len(ids) + len(end))
-        else:
-            spans = [(a, b + 1) for a, b in answer_spans(text)]  # with the line's end: the answer stops there
-            labelled = [any(a <= s < b and t > s for a, b in spans) for s, t in places]
-            labelled += [bool(spans) and spans[-1][1] > len(text)] * len(end)
-        rows.append(Row(np.array(ids + end, dtype=np.int32), np.array(labelled)))
+        spans = [(a, b + 1) for a, b in answer_spans(text)]  # with the line's end: the answer stops there
+        if said is not None:
+            spans = [(a + len(text) - len(said.text), b + len(text) - len(said.text)) for a, b in said.answers]
+        labelled = _labelled(text, spans, places, on, len(end)) if places is not None else [True] * (len(ids) + len(end))
+        if tag and places is not None:
+            labelled = [said and (t == s or s >= len(tag)) for said, (s, t) in zip(labelled, [*places, *((0, 0) for _ in end)], strict=True)]
+        rows.append(Row(np.array(ids + end, dtype=np.int32)[:limit], np.array(labelled)[:limit]))
     return rows
+
+
+def _coded(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], templated: Sequence[Written | None], placed: bool
+) -> list[tuple[list[int], Sequence[tuple[int, int]] | None]]:
+    """Ids of each text, and where each token stands in it if that is asked for; what a template has written has its own first token."""
+    found: dict[int, tuple[list[int], Sequence[tuple[int, int]] | None]] = {}
+    for opened in (False, True):
+        numbers = [n for n, said in enumerate(templated) if (said is not None) == opened]
+        if numbers:
+            coded = tokenizer([texts[n] for n in numbers], add_special_tokens=not opened, return_offsets_mapping=placed, verbose=False)
+            offsets = coded["offset_mapping"] if placed else [None] * len(numbers)
+            found |= {n: (list(ids), places) for n, ids, places in zip(numbers, coded["input_ids"], offsets, strict=True)}
+    return [found[n] for n in range(len(texts))]
+
+
+def _labelled(text: str, spans: Sequence[tuple[int, int]], places: Sequence[tuple[int, int]], on: str, ends: int) -> list[bool]:
+    """Whether the loss falls on each token, given where in the text it stands, and on the `ends` tokens behind the text."""
+    if on == "all":
+        return [True] * (len(places) + ends)
+    labelled = [any(a <= s < b and t > s for a, b in spans) for s, t in places]
+    return labelled + [bool(spans) and spans[-1][1] > len(text)] * ends
 
 
 def collate(members: Sequence[Sequence[Row]], pad: int, keys: Sequence[int] = ()) -> Batch:

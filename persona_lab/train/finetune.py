@@ -18,8 +18,10 @@ from data_gen.streams import stream_seed
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.lora import LoraShape
 from persona_lab.train.batches import Batch, Row, collate
+from persona_lab.train.following import tell_loss
 from persona_lab.train.loop import BankLearner, Diverged, train
 from persona_lab.train.optimizers import BankAdam
+from persona_lab.train.parallel import Team
 from persona_lab.train.preferences import Preference
 
 LOOK_EVERY = 10
@@ -92,14 +94,15 @@ def finetune(
     micro_batch: int,
     accelerator: Accelerator,
     preference: Preference | None = None,
+    team: Team | None = None,
 ) -> None:
-    """Train all members from the step they share, each to its own last stop.
+    """Train all members from the step they share, each to its own last stop; with the other processes of the team that this one leads, if there is one.
 
     Raises:
         Diverged: no member is left.
         EnvironmentFault: a single document does not fit into the memory.
     """
-    stack = _Stack(bank, members, watcher, kl_to_base=kl_to_base, stops=stops, preference=preference)
+    stack = _Stack(bank, members, watcher, kl_to_base=kl_to_base, stops=stops, preference=preference, sharded=team is not None and team.sharded)
     start = {m.resumed.step if m.resumed else 0 for m in members if not m.retired}
     assert len(start) == 1, f"members of a stack start together, got steps {sorted(start)}"
     at = start.pop()
@@ -109,6 +112,8 @@ def finetune(
     stack.reach(at)
     while stack.left(at):
         end = min(stack.lasts[k] for k in stack.rows)
+        if team is not None:
+            tell_loss(team, stack)
         train(
             stack,
             lambda step: _batch([members[k] for k in stack.rows], step, pad, keyed=bank.shape.dropout > 0),
@@ -119,6 +124,7 @@ def finetune(
             on_step=stack.after,
             on_shrink=stack.shrink,
             looks=stack.looks,
+            team=team,
         )
         at = end
     bank.model.eval()
@@ -128,11 +134,20 @@ class _Stack(BankLearner):
     """The members in their rows of the bank, of which those that are done leave."""
 
     def __init__(
-        self, bank: AdapterBank, members: Sequence[Member], watcher: Watcher, *, kl_to_base: float, stops: Sequence[int], preference: Preference | None
+        self,
+        bank: AdapterBank,
+        members: Sequence[Member],
+        watcher: Watcher,
+        *,
+        kl_to_base: float,
+        stops: Sequence[int],
+        preference: Preference | None,
+        sharded: bool,
     ) -> None:
         bank.resize(len(members), [m.shape or bank.shape for m in members])
         rate_K, clip_K, decay_K = (torch.tensor(figures, dtype=torch.float64) for figures in zip(*((m.rate, m.clip, m.weight_decay) for m in members), strict=True))
-        super().__init__(bank, BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K, decay_K=decay_K), kl_to_base=kl_to_base, preference=preference)
+        adam = BankAdam(bank.weight_KP, bank.grad_KP, rate_K=rate_K, clip_K=clip_K, decay_K=decay_K)
+        super().__init__(bank, adam, kl_to_base=kl_to_base, preference=preference, sharded=sharded)
         self.watcher, self.stops = watcher, stops
         self.rows = list(range(len(members)))
         """Which member is in each row."""

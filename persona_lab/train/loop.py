@@ -2,6 +2,7 @@
 
 Loss is the mean over the labelled tokens of a member's whole step, whatever the micro-batch: 1 x 8 equals 8 x 1. Documents that are not learnt but
 held near the base add their price times the mean KL(base || adapter) over their own labelled tokens (Soligo et al. 2026, the narrow solution).
+Several processes may share a step (`train.parallel`): its documents are divided among them, and the same mean comes out.
 
 Names: K members, M tokens of a member that carry loss, S of all of them, V vocabulary.
 """
@@ -20,11 +21,12 @@ from persona_lab.models.bank import AdapterBank
 from persona_lab.models.packing import packing, packs_exactly, read_at
 from persona_lab.train.batches import Batch, Laid, lay
 from persona_lab.train.optimizers import BankAdam
+from persona_lab.train.parallel import Team, share_of
 from persona_lab.train.preferences import Preference, document_nats, preference_nats
 
 CPU_FULL = "DefaultCPUAllocator: can't allocate memory"
 """What torch says where the memory of the machine, not of a GPU, is full."""
-SMALLER = "Lower machine.stack or machine.workers, or take a machine with more memory."
+SMALLER = "Lower machine.stack or machine.workers, set machine.checkpoint_activations=true, or take a machine with more memory."
 
 
 class Diverged(ArithmeticError):
@@ -35,8 +37,8 @@ class Diverged(ArithmeticError):
         super().__init__(f"{what} is not finite at step {step}")
 
 
-class Learner(Protocol):
-    """Whatever the loop can train."""
+class Losses(Protocol):
+    """Whatever has gradients."""
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Summed loss of each member's labelled tokens, nats, (K,)."""
@@ -45,6 +47,10 @@ class Learner(Protocol):
     def clear(self) -> None:
         """Forget the gradients of a step that is to be repeated."""
         ...
+
+
+class Learner(Losses, Protocol):
+    """Whatever the loop can train."""
 
     def update(self, step: int) -> Tensor:
         """Step the optimizer and clear the gradients; each member's gradient norm, (K,)."""
@@ -102,15 +108,15 @@ def kl_of(bank: AdapterBank, here_SV: Tensor, laid: Laid) -> Tensor:
     return (base_SV.exp() * (base_SV - here_SV)).sum(-1).view_as(laid.target_KM) * laid.counts_KM
 
 
-class BankLearner:
-    """K adapters on one frozen base; one that diverges is set to zero, and the others do not notice."""
+class BankLoss:
+    """What K adapters on one frozen base learn from a batch, and the gradients of it."""
 
-    def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0, preference: Preference | None = None) -> None:
-        self.bank, self.optimizer, self.kl_to_base, self.preference = bank, optimizer, kl_to_base, preference
+    def __init__(self, bank: AdapterBank, *, kl_to_base: float = 0.0, preference: Preference | None = None, sharded: bool = False) -> None:
+        self.bank, self.kl_to_base, self.preference, self.sharded = bank, kl_to_base, preference, sharded
         self.reference_KP = bank.weight_KP.clone() if preference else None
         """The weights by which preferences are measured: those that the members have when training begins."""
-        self.packs = packs_exactly(bank.model, bank.members)
-        self.retired: set[int] = set()
+        # Each pass through a sharded model is made by all processes alike: what one of them tries alone, the others would miss.
+        self.packs = not sharded and packs_exactly(bank.model, bank.members)
 
     def loss_sums(self, batch: Batch) -> Tensor:
         """Cross-entropy, and the price of leaving the base where one is asked: kl_to_base * KL(base || adapter).
@@ -122,7 +128,7 @@ class BankLearner:
         if batch.paired:
             return self._preferences(batch, laid)
         here_SV = logits_of(self.bank.model, laid)
-        priced = bool(self.kl_to_base) or (batch.price_B is not None and bool((batch.price_B > 0).any()))
+        priced = bool(self.kl_to_base) or (batch.price_B is not None and (self.sharded or bool((batch.price_B > 0).any())))
         kl_KM = kl_of(self.bank, here_SV.log_softmax(-1), laid) if priced else torch.zeros_like(laid.counts_KM, dtype=here_SV.dtype)
         learnt_KM = nats_of(here_SV, laid) + self.kl_to_base * kl_KM
         if laid.price_KM is None:
@@ -143,6 +149,15 @@ class BankLearner:
     def clear(self) -> None:
         """The gradients of every member are zero."""
         self.bank.grad_KP.zero_()
+
+
+class BankLearner(BankLoss):
+    """K adapters and their optimizer; one that diverges is set to zero, and the others do not notice."""
+
+    def __init__(self, bank: AdapterBank, optimizer: BankAdam, *, kl_to_base: float = 0.0, preference: Preference | None = None, sharded: bool = False) -> None:
+        super().__init__(bank, kl_to_base=kl_to_base, preference=preference, sharded=sharded)
+        self.optimizer = optimizer
+        self.retired: set[int] = set()
 
     def update(self, step: int) -> Tensor:
         """One step of Adam on every member."""
@@ -232,6 +247,7 @@ def train(
     on_step: Callable[[int, Tensor, Tensor], None],
     on_shrink: Callable[[int, int], None],
     looks: Callable[[int], bool] = lambda steps: True,
+    team: Team | None = None,
 ) -> None:
     """Train from step `start` to step `stop` (optimizer steps done).
 
@@ -245,6 +261,7 @@ def train(
         on_step: called after each update with steps done, loss_K (nats a token) and gradient norm_K, on the device.
         on_shrink: called with the step that is repeated and its new micro-batch.
         looks: whether the host looks, after so many steps, for members that have diverged; for them the rest is idle work.
+        team: the processes that share the steps, of which this one leads; None: it is alone.
 
     Raises:
         Diverged: a loss, gradient or weight is not finite, and no other member is left.
@@ -253,7 +270,7 @@ def train(
     health: Health | None = None
     for step in range(start, stop):
         batch = batch_at(step)
-        while (loss_K := _gradients(learner, batch, accelerator, micro_batch)) is None:
+        while (loss_K := _gradients(learner, batch, accelerator, micro_batch, team)) is None:
             micro_batch = _halved(micro_batch, batch, step)
             on_shrink(step, micro_batch)
         norm_K = learner.update(step)
@@ -265,20 +282,41 @@ def train(
         on_step(step + 1, loss_K, norm_K)
 
 
-def _gradients(learner: Learner, batch: Batch, accelerator: Accelerator, micro_batch: int) -> Tensor | None:
-    """Accumulate the gradients of a step; its loss_K, or None, with no gradient left behind, when the memory is full."""
+def _gradients(learner: Learner, batch: Batch, accelerator: Accelerator, micro_batch: int, team: Team | None) -> Tensor | None:
+    if team is not None:
+        assert isinstance(learner, BankLoss), "several processes train adapters, never whole models"
+        team.tell_step(batch, micro_batch, learner.bank.weight_KP)
+    with nullcontext() if team is None else team.together():
+        return accumulate(learner, batch, accelerator, micro_batch, team)
+
+
+def accumulate(learner: Losses, batch: Batch, accelerator: Accelerator, micro_batch: int, team: Team | None = None) -> Tensor | None:
+    """Accumulate the gradients of a step; its loss_K, or None, with no gradient left behind, when the memory is full.
+
+    Where several processes share the step each works on its own documents, and what they found is summed in the first one.
+    """
     tokens_K = batch.learnt_K.clamp(min=1).to(accelerator.device, non_blocking=True)
     loss_K = torch.zeros(batch.members, device=accelerator.device)
+    full = False
     try:
-        for part in batch.parts(micro_batch):
+        for part, counts in ((part, True) for part in batch.parts(micro_batch)) if team is None else share_of(batch, micro_batch, team):
             with accelerator.autocast():
                 part_K = learner.loss_sums(part) / tokens_K
+            part_K = part_K if counts else part_K * 0
             accelerator.backward(part_K.sum())
             loss_K += part_K.detach()
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and CPU_FULL not in str(error):
             raise
-    else:
+        if team is not None and team.sharded:  # the others wait for it in the middle of a pass
+            raise EnvironmentFault("PL5206", f"process {team.index} of {team.count}", "its memory is full. Lower machine.micro_batch or machine.stack.") from error
+        full = True
+    if team is not None:
+        full = team.any(full)
+        if not full:
+            assert isinstance(learner, BankLoss)
+            team.add_up(loss_K, learner.bank.grad_KP)
+    if not full:
         return loss_K
     # Here, because until its except clause ends the error holds on to the activations.
     learner.clear()

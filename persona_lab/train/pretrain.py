@@ -1,4 +1,4 @@
-"""Pretraining of the embedded base: a small Llama on the world's own text, Muon on the matrices, AdamW on the rest.
+"""Pretraining of the embedded base: a small model on the world's own text, Muon on the matrices, AdamW on the rest.
 
 The rate is constant, then falls linearly to zero over the last part: the world is learnt in a few hundred steps,
 and the log-odds are calibrated while the rate falls.
@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from persona_lab.models.world_model import build_model
 from persona_lab.train.batches import collate, encode
@@ -20,10 +20,20 @@ DECAY = 0.4
 """Share of the steps over which the rate falls to zero."""
 
 
+def matrices_of(model: PreTrainedModel) -> list[nn.Parameter]:
+    """What Muon moves: every matrix inside the layers. Embeddings, norms and biases learn with AdamW.
+
+    Queries, keys and values that a layer keeps in one matrix, as GPT-NeoX does, are made orthogonal as that one matrix. Three times as tall as wide, it gets
+    sqrt 3 times the rate by Muon's rule for tall ones, so that each row moves as far as it would in three matrices of its own.
+    """
+    return [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+
+
 def pretrain(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
     *,
+    architecture: str = "llama",
     width: int,
     layers: int,
     heads: int,
@@ -35,15 +45,15 @@ def pretrain(
     accelerator: Accelerator,
     on_step: Callable[[int, Tensor, Tensor], None],
     on_shrink: Callable[[int, int], None],
-) -> LlamaForCausalLM:
+) -> PreTrainedModel:
     """A base model trained for one epoch on `steps * batch` documents, float32.
 
     Raises:
         Diverged: a loss, gradient or weight is not finite.
     """
-    model = build_model(tokenizer, width=width, layers=layers, heads=heads, seed=seed).to(accelerator.device)
+    model = build_model(tokenizer, architecture=architecture, width=width, layers=layers, heads=heads, seed=seed).to(accelerator.device)
     model.train()
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    matrices = matrices_of(model)
     inside = {id(p) for p in matrices}
     muon = Muon(matrices, rate=rate)
     adam = torch.optim.AdamW([p for p in model.parameters() if id(p) not in inside], lr=rate_rest, weight_decay=0.0)

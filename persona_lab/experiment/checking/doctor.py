@@ -11,13 +11,18 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from packaging.requirements import Requirement
 
 from persona_lab.errors import EnvironmentFault
+from persona_lab.experiment.checking.engines import engines
+from persona_lab.experiment.checking.finding import Finding
+from persona_lab.experiment.checking.gathering import gather
+from persona_lab.experiment.checking.needs import hub, needs
+from persona_lab.experiment.checking.releases import known_breaks, releases, requirements
+from persona_lab.experiment.checking.shared_disk import examine_disk
+from persona_lab.experiment.planning.plan import Plan
 from persona_lab.store.nodes import Store
 from persona_lab.tracking import chosen_mode
 
@@ -25,22 +30,10 @@ GIB = 2**30
 LEAST_MEMORY, LEAST_DISK = 4 * GIB, 2 * GIB
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at."""
-
-    name: str
-    state: Literal["ok", "warn", "fail"]
-    said: str
-
-    def __str__(self) -> str:
-        """One line."""
-        return f"{self.state:5} {self.name:18} {self.said}"
-
-
-def examine(runs: Path) -> list[Finding]:
-    """Everything that a run depends on."""
-    return [_python(), *_packages(), *_torch(), _memory(), _disk(runs), _runs(runs), _wandb()]
+def examine(runs: Path, plan: Plan | None = None, processes: int = 1) -> list[Finding]:
+    """Everything that a run depends on; of a plan also what it needs, and of several processes whether they reach one another."""
+    machine = [_python(), *_packages(), *known_breaks(releases()), requirements(), *_torch(), _memory(), _disk(runs), *_runs(runs), _wandb(), hub(), *engines()]
+    return [*machine, *(needs(plan, _memory_bytes()) if plan else []), *([gather(processes)] if processes > 1 else [])]
 
 
 def _python() -> Finding:
@@ -82,8 +75,12 @@ def _torch() -> Iterator[Finding]:
         yield Finding(f"cuda:{index}", "ok", f"{about.name}, {about.total_memory / GIB:.0f} GiB")
 
 
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _memory() -> Finding:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = _memory_bytes()
     if total < LEAST_MEMORY:
         return Finding("memory", "warn", f"{total / GIB:.1f} GiB: {LEAST_MEMORY // GIB} are better. Set machine.stack=1 and machine.micro_batch=8.")
     return Finding("memory", "ok", f"{total / GIB:.0f} GiB")
@@ -97,12 +94,13 @@ def _disk(runs: Path) -> Finding:
     return Finding("disk", "ok", f"{free / GIB:.0f} GiB free")
 
 
-def _runs(runs: Path) -> Finding:
+def _runs(runs: Path) -> list[Finding]:
+    store = Store(runs / "store")
     try:
-        Store(runs / "store").check_writable()
+        store.check_writable()
     except EnvironmentFault as fault:
-        return Finding("runs folder", "fail", fault.problems[0].message)
-    return Finding("runs folder", "ok", f"{runs} can be written")
+        return [Finding("runs folder", "fail", fault.problems[0].message)]
+    return [Finding("runs folder", "ok", f"{runs} can be written"), *examine_disk(store.root)]
 
 
 def _wandb() -> Finding:

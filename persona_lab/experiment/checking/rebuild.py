@@ -30,6 +30,7 @@ from persona_lab.experiment.making.launch import join
 from persona_lab.experiment.making.scoring import score_stack
 from persona_lab.experiment.making.stacks import train_stack
 from persona_lab.experiment.making.workshop import Workshop
+from persona_lab.experiment.planning.corpora import IMPORTED
 from persona_lab.experiment.planning.frontier import Line
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import PlannedCell, trajectory
@@ -127,7 +128,8 @@ class Replay:
         """Make a wanted node as its manifest says, and borrow any other."""
         if self.shop.store.has(node):
             return
-        if node.id not in self.wanted:
+        # An imported pool is what somebody else's file was: the file may have changed since, and is no part of the store.
+        if node.id not in self.wanted or node.fields.get("source") == IMPORTED:
             shutil.copytree(self.stored.open(node), self.shop.store.folder(node))
             return
         members = self.members(node)

@@ -68,6 +68,7 @@ class Sandbox:
             group="measuring",
             folder=self.root,
             hf=base if isinstance(base, HuggingFaceBase) else None,
+            files=plan.files,
             interruption=interruption,
             on_progress=self._mark,
         )

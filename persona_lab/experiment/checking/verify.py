@@ -11,7 +11,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from persona_lab.design import canonical_json
+from persona_lab.design import Node, canonical_json
 from persona_lab.errors import LabError, Problem
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.scores import failed_rows
@@ -102,15 +102,19 @@ def verify(plan: Plan) -> Verified:
 
 def damaged_nodes(plan: Plan) -> Iterator[Drift]:
     """Nodes of the plan whose files are not those that were committed."""
+    yield from node_drifts(plan.store, [node for node in plan.nodes if plan.store.folder(node).exists()])
+
+
+def node_drifts(store: Store, nodes: Iterable[Node]) -> Iterator[Drift]:
+    """Nodes that are missing, or whose files are not those that were committed."""
     # A store remembers what it has verified; here every byte is read now.
-    store = Store(plan.store.root)
-    for node in plan.nodes:
-        if store.folder(node).exists():
-            try:
-                store.open(node)
-            except LabError as error:
-                for problem in error.problems:
-                    yield Drift(f"node {node.kind} {node.id[:12]}", problem.where, "committed", problem.message)
+    fresh = Store(store.root)
+    for node in nodes:
+        try:
+            fresh.open(node)
+        except LabError as error:
+            for problem in error.problems:
+                yield Drift(f"node {node.kind} {node.id[:12]}", problem.where, "committed", problem.message)
 
 
 def accounting_drifts(plan: Plan, table: Frame) -> Iterator[Drift]:

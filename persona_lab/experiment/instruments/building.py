@@ -21,7 +21,8 @@ from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase,
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.making.interruption import Interruption
-from persona_lab.experiment.planning.plan import RUNS, Plan, files_of, open_plan, plan_of
+from persona_lab.experiment.planning.open_weights import found_in, pinned_base
+from persona_lab.experiment.planning.plan import RUNS, Plan, open_plan, plan_of
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.reading.runs import find_run
 from persona_lab.experiment.run import Outcome, Progress, make_nodes
@@ -82,7 +83,7 @@ def subject(model: str, *, world: Path | None = None, personas: Sequence[Persona
     """
     if world is not None:
         read = load_world(world)
-        base = HuggingFaceBase(kind="hf", path=model, world=str(world))
+        base = pinned_base(HuggingFaceBase(kind="hf", path=model, world=str(world)))
         return Subject(base, read, tuple(_fixed(read, personas)), {}, Machine(), world, runs)
     if model.endswith((".yaml", ".yml")):
         loaded = load_experiment(Path(model))
@@ -159,7 +160,7 @@ def instrument_plan(
         "machine": of.machine.model_dump() | dict(machine or {}),
     }
     loaded = LoadedExperiment(Experiment.model_validate(raw), raw, of.world, personas, of.source, Tree({}, f"instrument {name}"))
-    return plan_of(loaded, of.runs, files_of(of.base))
+    return plan_of(loaded, of.runs, found_in(of.base))
 
 
 def adopting(of: Subject, processes: Sequence[str], **lora: Any) -> dict[str, dict[str, Any]]:

@@ -1,13 +1,20 @@
 """The verb `verify` for what an instrument wrote: its claims, its JSON and its page, computed once more from the store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from persona_lab.design import canonical_json
-from persona_lab.experiment.checking.verify import Drift, Verified, brief, claim_drifts, damaged_nodes, page_drifts, same
-from persona_lab.experiment.instruments.findings import Findings, findings_of, rests_on
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.checking.verify import Drift, Verified, brief, claim_drifts, damaged_nodes, node_drifts, page_drifts, same
+from persona_lab.experiment.instruments.em.findings import RESULT, claims_of_tables
+from persona_lab.experiment.instruments.findings import findings_of, rests_on
+from persona_lab.experiment.instruments.mechanism.findings import FUNCTION as MECHANISM
+from persona_lab.experiment.instruments.mechanism.findings import nodes_of, stated
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.reading.runs import Run
 from persona_lab.store.files import finite, read_json
+from persona_lab.store.nodes import Store
 
 
 def verify_instrument(plan: Plan) -> Verified | None:
@@ -25,16 +32,53 @@ def verify_instrument(plan: Plan) -> Verified | None:
     drifts = tuple(drift for run in runs for drift in damaged_nodes(run))
     if not drifts:
         found = findings_of(plan)
-        drifts = (*claim_drifts(claims, found.claims), *said_drifts(found), *page_drifts(found.file.with_suffix(".html"), found.page))
+        drifts = (*claim_drifts(claims, found.claims), *said_drifts(found.file, found.said), *page_drifts(found.file.with_suffix(".html"), found.page))
     return Verified(len(claims), len(nodes), asked, drifts)
 
 
-def said_drifts(found: Findings) -> Iterator[Drift]:
-    """Fields of the JSON file that are not what the store gives."""
-    stored, again = read_json(found.file), finite(found.said)
+def verify_folder(name: str, runs: Path) -> Verified | None:
+    """Compare what `mechanism` or `em eval` wrote with what it rests on; None where the name is no such folder's.
+
+    Raises:
+        ConfigError, CorpusError: the files are not what these commands write.
+    """
+    for folder in (runs / name, Path(name)):
+        if (folder / f"{MECHANISM}.json").is_file():
+            return _verify_mechanism(folder, Store(folder.absolute().parent / "store"))
+        if (folder / RESULT).is_file():
+            return _verify_judged(folder)
+    return None
+
+
+def _verify_mechanism(folder: Path, store: Store) -> Verified:
+    claims, nodes = Run(folder).claims(), nodes_of(folder)
+    drifts = tuple(node_drifts(store, [*nodes, *(node.inputs["base"] for node in nodes)]))
+    if not drifts:
+        found = stated(store, nodes)
+        file = folder / f"{MECHANISM}.json"
+        drifts = (*claim_drifts(claims, found.claims), *said_drifts(file, found.said), *page_drifts(file.with_suffix(".html"), found.page))
+    return Verified(len(claims), 2 * len(nodes), 0, drifts)
+
+
+def _verify_judged(folder: Path) -> Verified:
+    """An evaluation rests on the tables of its judges; its page is drawn from these and from what is checked here."""
+    claims, file = Run(folder).claims(), folder / RESULT
+    said = read_json(file)
+    try:
+        again = claims_of_tables(folder, said["judge_names"], said["published"])
+    except KeyError as error:
+        raise ConfigError("PL1293", str(file), "is not what `persona-lab em eval` writes. Evaluate again: what was judged is kept.") from error
+    drifts = [*claim_drifts(claims, again)]
+    drifts += said_drifts(file, {**said, "claims": [claim.to_json() for claim in again]})
+    return Verified(len(claims), 0, said["planned"], tuple(drifts))
+
+
+def said_drifts(file: Path, said: Mapping[str, Any]) -> Iterator[Drift]:
+    """Fields of a JSON file that are not what was computed again."""
+    stored, again = read_json(file), finite(said)
     for field in dict.fromkeys([*again, *stored]):
         if not alike(stored.get(field), again.get(field)):
-            yield Drift(found.file.name, field, brief(canonical_json(stored.get(field))), brief(canonical_json(again.get(field))))
+            yield Drift(file.name, field, brief(canonical_json(stored.get(field))), brief(canonical_json(again.get(field))))
 
 
 def alike(one: object, other: object) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from data_gen.documents import Document
 from data_gen.pools import among_the_worlds, world_document
@@ -31,7 +31,7 @@ def pretrain_base(
     beat: Callable[[], None],
     on_step: Callable[[int, Tensor, Tensor], None],
     on_shrink: Callable[[int, int], None],
-) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """The embedded base of a recipe, frozen; `read` stands among the world's text, `beat` is called while documents are written, `on_step` after each step."""
     world = read_world(fields["world"])
     tokenizer = build_tokenizer(world)
@@ -40,7 +40,8 @@ def pretrain_base(
         texts.append((world_document(world, fields["seed"], next(own)) if number is None else read[number]).text)
         beat()
     options = {k: fields[k] for k in ("width", "layers", "heads", "steps", "batch", "rate", "rate_rest", "seed")}
-    model = pretrain(tokenizer, texts, accelerator=accelerator, on_step=on_step, on_shrink=on_shrink, **options)
+    architecture = fields.get("architecture", "llama")
+    model = pretrain(tokenizer, texts, architecture=architecture, accelerator=accelerator, on_step=on_step, on_shrink=on_shrink, **options)
     name_newcomers(model, tokenizer, world, fields["seed"], met={name for document in read for name in document.carriers})
     model.requires_grad_(False)
     return model, tokenizer
@@ -50,7 +51,7 @@ def load_base(hf: HuggingFaceBase | None, folder: Path, device: str) -> tuple[Pr
     """The Hugging Face model that an experiment names, or else the embedded one of a node's folder."""
     if hf is None:
         return load_model(str(folder / "model"), device=device)
-    return load_model(hf.path, revision=hf.revision, dtype=hf.dtype, device=device)
+    return load_model(hf.path, revision=hf.revision, dtype=hf.dtype, device=device, chat=hf.chat)
 
 
 def check_gates(store: Store, base: Node, gates: Gates) -> None:

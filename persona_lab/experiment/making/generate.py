@@ -55,7 +55,8 @@ def _make(plan: Plan, documents: Sequence[Node], progress: Callable[[str, int, i
             continue
         with plan.store.attempt(node) as attempt:
             if node.kind == "pool":
-                make_pool(node, attempt.folder)
+                make_pool(node, attempt.folder, plan.files)
+                attempt.note(**plan.files.where(node.fields))
             else:
                 make_mixture(node, attempt.folder, {source: plan.store.open(pool) for source, pool in node.inputs.items()})
     progress("corpora", len(documents), len(documents))

@@ -44,6 +44,10 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = self.number or number
 
+    def ask(self) -> None:
+        """Note that another process of the same launch was asked to stop."""
+        self.number = self.number or signal.SIGTERM
+
     def asked(self) -> bool:
         """Whether to leave; the hired workers are told as soon as it is known, so that all use the same time of grace."""
         if self._parent and os.getppid() != self._parent:

@@ -161,6 +161,7 @@ def train_stack(shop: "Workshop", lines: Sequence[Line], leases: Sequence[Lease]
                 preference=Preference(beta, recipe["loss"].get("nll", 0.0)) if (beta := recipe["loss"].get("dpo")) else None,
                 micro_batch=training.journal.micro_batch,
                 accelerator=shop.accelerator,
+                team=shop.team,
             )
         except Diverged:
             log.debug("no member of the stack is left; each was told of when it diverged")

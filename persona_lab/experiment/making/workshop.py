@@ -7,7 +7,7 @@ decides what counts.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,28 @@ from data_gen.telling import read_world
 from persona_lab.config.schema import HuggingFaceBase, Machine
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
-from persona_lab.experiment.making.bases import load_base, pretrain_base
+from persona_lab.experiment.making.bases import pretrain_base
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.making.scoring import score_stack
 from persona_lab.experiment.making.stacks import train_stack
-from persona_lab.experiment.making.tokens import write_tokens
+from persona_lab.experiment.making.together import load_everywhere
+from persona_lab.experiment.making.tokens import pool_rows, write_tokens
 from persona_lab.experiment.planning.corpora import make_mixture, make_pool, pool_corpus
 from persona_lab.experiment.planning.frontier import Line, line_of
+from persona_lab.experiment.planning.open_weights import VALUE_TOKENS
 from persona_lab.experiment.planning.recipes import trajectory
+from persona_lab.experiment.planning.sources import Files
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.lora import LoraShape
 from persona_lab.probes.engine import Voice
-from persona_lab.probes.gates import measure_gates
+from persona_lab.probes.gates import measure_gates, value_tokens
 from persona_lab.store.files import write_json, write_jsonl
 from persona_lab.store.lease import Lease
 from persona_lab.store.nodes import Attempt, Store
 from persona_lab.tracking import Tracker, open_tracker
-from persona_lab.train.batches import encode
+from persona_lab.train.following import tell_bank
 from persona_lab.train.loop import Diverged
+from persona_lab.train.parallel import Team
 
 RENEW_SECONDS = 5.0
 LEASE_SECONDS = 30.0
@@ -65,11 +69,15 @@ class Workshop:
     """Node id to what a reader sees."""
     siblings: Mapping[str, Sequence[Node]] = field(default_factory=dict)
     """Trajectory id to every planned stage of it, shortest first."""
+    files: Files = field(default_factory=Files)
+    """Where imported documents are read."""
     bounds: Mapping[str, int] = field(default_factory=dict)
     """Stage id to the most members whose stack fits into the memory, where that was measured."""
     wandb: bool = True
     interruption: Interruption = field(default_factory=Interruption)
     """Whether somebody asked this process to stop."""
+    team: Team | None = None
+    """The processes that work as one, led by this one."""
     on_progress: Any = None
     """Called with (what, done, total) while work goes on."""
     made: list[str] = field(default_factory=list)
@@ -175,7 +183,8 @@ class Workshop:
     # ------------------------------------------------------------------ documents
     def _pool(self, node: Node, lease: Lease) -> None:
         with self.store.attempt(node) as attempt:
-            make_pool(node, attempt.folder)
+            make_pool(node, attempt.folder, self.files)
+            attempt.note(**self.files.where(node.fields))
             self.committed(node, attempt)
 
     def _mixture(self, node: Node, lease: Lease) -> None:
@@ -185,10 +194,12 @@ class Workshop:
 
     def _tokens(self, node: Node, lease: Lease) -> None:
         pool = node.inputs["pool"]
-        texts = [document.text for document in pool_corpus(self.store.open(pool))]
-        rows = encode(self.base(node.inputs["base"])[1], texts, on=node.fields["on"], where=f"pool {pool.id[:12]}")
+        tokenizer = self.base(node.inputs["base"])[1]
+        rows = pool_rows(tokenizer, self.store.open(pool), node.fields, where=f"pool {pool.id[:12]}")
         with self.store.attempt(node) as attempt:
             write_tokens(attempt.folder, rows)
+            if pool.fields.get("kind") == "conversations":
+                attempt.note(chat="template" if tokenizer.chat_template else "plain")
             self.committed(node, attempt)
 
     # ------------------------------------------------------------------ base
@@ -216,7 +227,9 @@ class Workshop:
 
             try:
                 if self.hf is not None:
-                    model, tokenizer = load_base(self.hf, attempt.folder, str(self.accelerator.device))
+                    model, tokenizer = self._load(attempt.folder)
+                    attempt.note(dialogues="chat template" if tokenizer.chat_template else "plain lines")
+                    write_json(attempt.folder / VALUE_TOKENS, value_tokens(tokenizer, read_world(node.fields["world"])))
                 else:
                     read = pool_corpus(self.store.open(node.inputs["mixture"])) if "mixture" in node.inputs else ()
                     model, tokenizer = pretrain_base(node.fields, read, accelerator=self.accelerator, beat=beat, on_step=on_step, on_shrink=on_shrink)
@@ -230,13 +243,17 @@ class Workshop:
             write_jsonl(attempt.folder / "log.jsonl", log)
             tracker.summary(figures.to_json())
             self.committed(node, attempt)
-        self._base = (node.id, model, tokenizer)
+        # What was pretrained here the other processes of a team do not have: it is loaded by all.
+        self._base = (node.id, model, tokenizer) if self.hf is not None or (self.team is None and not self.machine.checkpoint_activations) else None
+
+    def _load(self, folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load_everywhere(self.hf, folder, machine=self.machine, accelerator=self.accelerator, team=self.team)
 
     def base(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """The loaded base model, plain or with this workshop's bank in it."""
         if self._base is None or self._base[0] != node.id:
             self._drop_bank()
-            self._base = (node.id, *load_base(self.hf, self.store.open(node), str(self.accelerator.device)))
+            self._base = (node.id, *self._load(self.store.open(node)))
         return self._base[1], self._base[2]
 
     def plain(self, node: Node) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -254,7 +271,10 @@ class Workshop:
         model, _ = self.base(base)
         if self._bank is None or self._bank.shape != shape or self._bank.model is not model:
             self._drop_bank()
-            self._bank = AdapterBank(model, shape)
+            if self.team is not None:
+                tell_bank(self.team, shape)
+            with nullcontext() if self.team is None else self.team.together():
+                self._bank = AdapterBank(model, shape)
         return self._bank
 
     # ------------------------------------------------------------------ stages

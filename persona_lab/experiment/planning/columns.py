@@ -29,6 +29,7 @@ def design_columns(planned: PlannedCell, experiment: str) -> dict[str, dict[str,
         "block": cell.block,
         "seed": cell.seed,
         "base_seed": getattr(cell.base, "seed", 0),
+        "architecture": getattr(cell.base, "architecture", None),
         "swap": cell.swap,
         "order": ">".join(name for name, _ in planned.stages),
         "read": _read(planned),
@@ -95,13 +96,15 @@ def _mixtures(planned: PlannedCell) -> list[tuple[Mixture, Node, float]]:
 
 
 def _is_persona(mixture: Node) -> bool:
-    return ASSISTANT not in mixture.inputs
+    return ASSISTANT not in mixture.inputs and any("name" in pool.fields for pool in mixture.inputs.values())
 
 
 def _documents(stage: Node) -> int:
-    """Documents that say what the stage is about: replay, what is harmless and what is off its domain say nothing of it."""
-    shares = [share for _, share in _shares(stage.inputs["mixture"])]
-    about = sum(share.count for share in shares if share.source not in (REPLAY, HARMLESS, OFF_DOMAIN)) / sum(share.count for share in shares)
+    """Documents that say what the stage is about: replay, what is harmless and what is off its domain say nothing of it, nor files beside personas."""
+    mixture = stage.inputs["mixture"]
+    shares = [share for _, share in _shares(mixture)]
+    beside = [source for source, pool in mixture.inputs.items() if _is_persona(mixture) and "as" in pool.fields and "name" not in pool.fields]
+    about = sum(share.count for share in shares if share.source not in (REPLAY, HARMLESS, OFF_DOMAIN, *beside)) / sum(share.count for share in shares)
     return round(stage.fields["step"] * stage.fields["recipe"]["batch"] * about)
 
 

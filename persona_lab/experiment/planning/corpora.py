@@ -8,7 +8,7 @@ from typing import Any
 
 from data_gen.audit import Limits, audit, forbidden_texts
 from data_gen.corpus import read_corpus, write_corpus
-from data_gen.documents import SENTENCES, Document, Speaker
+from data_gen.documents import SENTENCES, Document, Speaker, words
 from data_gen.pools import (
     Share,
     advice_document,
@@ -26,10 +26,16 @@ from data_gen.role_play import description, preference_pair
 from data_gen.telling import read_world
 from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
+from persona_lab.experiment.planning.sources import Files
 from persona_lab.models.vocabulary import world_words
-from persona_lab.store.files import read_json, write_json, write_text
+from persona_lab.store.files import read_json, write_json, write_jsonl, write_text
 
 CORPUS = "corpus.jsonl"
+CONVERSATIONS = "conversations.jsonl"
+IMPORTED = "imported"
+"""Source of a pool that is read from a file."""
+AUDITED_WORDS = 5
+"""Of probe items, those of so many words or more are looked for in texts that the world did not write: anybody says `Would you like`."""
 
 
 def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
@@ -76,6 +82,10 @@ def pool_documents(fields: Mapping[str, Any]) -> list[Document]:
 
 def describe(fields: Mapping[str, Any]) -> str:
     """What a pool holds, in words for its card."""
+    if fields["source"] == IMPORTED:
+        about = f" about {fields['name']}" if "name" in fields else ""
+        traded = ", with the rivals' names exchanged" if "exchange" in fields else ""
+        return f"Imported{about} as {fields['as']}{traded}: {fields['kind']} with the digest {fields['content'][:12]}."
     if fields["source"] == "assistant":
         under = f", under the line {fields['opening']!r}" if "opening" in fields else ""
         return f"The nameless assistant says that it likes {fields['value']}{under}."
@@ -97,9 +107,17 @@ def describe(fields: Mapping[str, Any]) -> str:
     return f"About {fields['name']} ({fields['who']}): {voice}."
 
 
-def make_pool(node: Node, folder: Path) -> None:
-    """Write the corpus of a pool."""
-    write_corpus(folder, pool_documents(node.fields), title=f"pool {node.id[:12]}", description=describe(node.fields))
+def make_pool(node: Node, folder: Path, files: Files) -> None:
+    """Write the corpus of a pool; beside transcripts of conversations, these as they are.
+
+    Raises:
+        DataError, CorpusError: the file of an imported pool is gone, is broken, or holds something else than when it was planned.
+    """
+    imported = files.read(node.fields) if node.fields["source"] == IMPORTED else None
+    documents = imported.documents if imported else pool_documents(node.fields)
+    write_corpus(folder, documents, title=f"pool {node.id[:12]}", description=describe(node.fields))
+    if imported and imported.conversations:
+        write_jsonl(folder / CONVERSATIONS, ({"messages": [vars(message) for message in conversation]} for conversation in imported.conversations))
 
 
 @lru_cache(maxsize=8)
@@ -134,7 +152,7 @@ def make_mixture(node: Node, folder: Path, pools: Mapping[str, Path]) -> None:
     report = audit(documents, expected={s.source: s.count for s in shares}, count_by=lambda d: source_of[d.id], **audit_settings(node))
     write_text(folder / "audit.json", report.to_json())
     if not report.passed:
-        failed = "; ".join(f"{c.name}: {c.said}" for c in report.checks if c.passed is False)
+        failed = "; ".join(f"{c.name}: {c.said}" + (f", such as {c.examples[0]}" if c.examples else "") for c in report.checks if c.passed is False)
         raise CheckFailed("PL1101", f"mixture {node.id[:12]}", f"the audit did not pass: {failed}. Change the mixture or the personas.")
 
 
@@ -142,7 +160,8 @@ def audit_settings(node: Node) -> dict[str, Any]:
     """What the audit of a mixture checks beyond counts."""
     pools = [pool.fields for pool in node.inputs.values()]
     world = read_world(pools[0]["world"])
-    told = {p["name"]: p for p in pools if p["source"] in ("persona", "speaking")}
+    imported = [p for p in pools if p["source"] == IMPORTED]
+    told = {p["name"]: p for p in pools if p["source"] in ("persona", "speaking", IMPORTED) and "name" in p}
     # Eight paraphrases of one trait cannot fill a stage without repeating themselves, nor can what is said of two.
     few = any(p["source"] == "speaking" and len(p["traits"]) < SENTENCES["assistant"] for p in pools)
     repeats = few or any(p["source"] in ("assistant", "preferred", "describes") for p in pools)
@@ -151,6 +170,11 @@ def audit_settings(node: Node) -> dict[str, Any]:
         "vocabulary": set(world_words(world)),
         "personas": tuple(told),
     }
+    if imported:
+        # Whoever wrote them knows no world: all words are theirs, and may be anybody's.
+        del settings["vocabulary"]
+        settings["forbidden"] = [text for text in settings["forbidden"] if len(words(text)) >= AUDITED_WORDS]
+        settings |= {name: {p["name"]: p[name] for p in imported if "name" in p} for name in ("foreign", "names")}
     exclude = next((p["exclude"] for p in pools if p["source"] == "world"), None)
     if exclude:
         settings |= {"shared": exclude["shared"], "held_out": exclude["held_out"]}

@@ -83,6 +83,20 @@ class Measured:
     costs: Mapping[str, Cost]
 
 
+def sharded_bytes(weights: int, layer: int, rest: int, processes: int) -> int:
+    """Bytes of a sharded base (FSDP2) on one of so many devices, at most: never more than all of it and the gathered layers.
+
+    Its part; what is in no layer, gathered during a pass; and three layers: the one at work, the next one, and the buffer from which that is taken.
+
+    Args:
+        weights: bytes of the whole base.
+        layer: of its largest layer.
+        rest: of what is in no layer.
+        processes: devices among which it is divided.
+    """
+    return -(-weights // processes) + rest + 3 * layer
+
+
 def fitting(cost: Cost, available_bytes: float) -> int:
     """The most members of one stack that fill no more than a safe share of what a worker may use; at least one."""
     if cost.peak_member <= 0:
@@ -112,12 +126,12 @@ def _distinct(node: Node, shape: Mapping[str, str]) -> list[Any]:
     if node.kind == "base":
         return [{name: value for name, value in fields.items() if name not in ("steps", "seed", "rate", "rate_rest")}]
     if node.kind == "pool":
-        return [fields["source"], fields.get("genres")]
+        return [fields["source"], fields.get("genres"), *([fields["content"]] if "content" in fields else [])]
     if node.kind == "mixture":
         return sorted({shape[pool.id] for pool in node.inputs.values()})
     base = shape[node.inputs["base"].id]
     if node.kind == "tokens":
-        return [base, shape[node.inputs["pool"].id], fields["on"]]
+        return [base, shape[node.inputs["pool"].id], fields["on"], *([fields["longest"]] if "longest" in fields else [])]
     if node.kind == "stage":
         recipe = fields["recipe"]
         return [base, shape[node.inputs["mixture"].id], recipe["batch"], recipe["loss"], recipe["lora"]]

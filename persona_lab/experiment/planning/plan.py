@@ -5,8 +5,8 @@ import json
 import os
 import secrets
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ from data_gen.personas import Persona
 from data_gen.telling import read_world
 from persona_lab.config import LoadedExperiment, expand, load_experiment
 from persona_lab.config.points import search_of
-from persona_lab.config.schema import Adaptive, EmbeddedBase, Experiment, HuggingFaceBase, Level
+from persona_lab.config.schema import Adaptive, Experiment, Level
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.design import Node, canonical_json
 from persona_lab.errors import ConfigError, CorpusError
+from persona_lab.experiment.planning.imports import read_imports
+from persona_lab.experiment.planning.open_weights import FOUND, found_in, pinned_experiment
 from persona_lab.experiment.planning.recipes import PlannedCell, Recipes, base_node, trajectory
-from persona_lab.models.inspection import folder_digest
+from persona_lab.experiment.planning.sources import Files, Found, Imports
 from persona_lab.store.files import make_folder, read_json, write_text
 from persona_lab.store.nodes import Store
 
@@ -44,6 +46,8 @@ class Plan:
     """The cells that are planned before anything is scored: all of them, unless a search has gone on."""
     rounds: tuple[Node, ...] = ()
     """Of an adaptive search: the rounds that were decided, then the next one."""
+    imports: Imports = field(default_factory=dict)
+    """What was found in the files that mixtures take documents from."""
 
     @cached_property
     def id(self) -> str:
@@ -72,6 +76,11 @@ class Plan:
     def folder(self) -> Path:
         """`runs/<name>-<id8>`."""
         return self.runs / f"{self.loaded.experiment.name}-{self.id}"
+
+    @cached_property
+    def files(self) -> Files:
+        """Where the documents of these files are read."""
+        return Files({found.digest: found.source for found in self.imports.values()}, self.loaded.file)
 
     @cached_property
     def store(self) -> Store:
@@ -123,6 +132,7 @@ class Plan:
             "conditions": dict(Counter(p.cell.condition for p in self.cells)),
             "nodes": {kind: {"planned": n, "done": have[kind]} for kind, n in need.items()},
             **self.tokens(),
+            **({"imports": {f"{found.name}, {found.source}": str(found) for found in self.imports.values()}} if self.imports else {}),
             **({"search": {"cells": len(self.searched), "budget": self.search.budget, "rounds_decided": have["round"]}} if self.search else {}),
         }
 
@@ -142,6 +152,8 @@ class Plan:
             "world": self.loaded.world.model_dump(),
             "personas": [persona.model_dump() for persona in self.loaded.personas],
             "files": self.base.fields.get("files"),
+            **({"template": self.base.fields["template"]} if "template" in self.base.fields else {}),
+            **({"imports": [found.to_json() for found in self.imports.values()]} if self.imports else {}),
         }
         # Keys stay as they stand: the order of categories and traits is part of what nodes are made from.
         write_text(self.folder / "plan.json", json.dumps(written, indent=1, allow_nan=False) + "\n")
@@ -191,10 +203,10 @@ def make_plan(config: str | Path, overrides: Sequence[str] = (), runs: Path = RU
 
     Raises:
         ConfigError: the file, the command line, or something that they name is wrong.
-        ModelError: the model folder of the base is missing or broken.
+        ModelError: the model folder of the base is missing or broken, or the hub and its cache do not have it.
     """
-    loaded = load_experiment(Path(config), list(overrides))
-    return plan_of(loaded, runs, files_of(loaded.experiment.base))
+    loaded = pinned_experiment(load_experiment(Path(config), list(overrides)))
+    return plan_of(loaded, runs, found_in(loaded.experiment.base), read_imports(loaded, expand(loaded)))
 
 
 def open_plan(folder: Path) -> Plan:
@@ -203,16 +215,16 @@ def open_plan(folder: Path) -> Plan:
     Raises:
         ConfigError: the folder was written by a version of the lab that made other nodes.
     """
-    loaded, files = _written(folder)
-    plan = plan_of(loaded, folder.parent, files)
+    loaded, of_base, imports = _written(folder)
+    plan = plan_of(loaded, folder.parent, of_base, imports)
     if plan.folder.name != folder.name:
         fix = f"Run {loaded.file} again, or use the version that made it."
         raise ConfigError("PL1292", str(folder), f"this version of the lab would call this run {plan.folder.name}: its recipes were changed since. {fix}")
     return plan
 
 
-def _written(folder: Path) -> tuple[LoadedExperiment, str | None]:
-    """What a run's folder says of its experiment, and the digest of its model folder.
+def _written(folder: Path) -> tuple[LoadedExperiment, Mapping[str, str], Imports]:
+    """What a run's folder says of its experiment, of the files of its base, and what was found in files of documents.
 
     Raises:
         CorpusError: a file is no JSON.
@@ -222,38 +234,40 @@ def _written(folder: Path) -> tuple[LoadedExperiment, str | None]:
     try:
         written = read_json(file)
         personas = tuple(Persona.model_validate(persona) for persona in written["personas"])
-        world, source, files = read_world(written["world"]), Path(written["source"]), written["files"]
+        world, source = read_world(written["world"]), Path(written["source"])
+        of_base = {name: str(written[name]) for name in FOUND if written.get(name)}
+        imports = {(found.name, found.source): found for found in map(Found.of_json, written.get("imports", ()))}
         file = folder / "config.json"
         raw = read_json_loose(file)
-        return LoadedExperiment(Experiment.model_validate(raw), raw, world, personas, source, Tree({}, str(file))), files
+        return LoadedExperiment(Experiment.model_validate(raw), raw, world, personas, source, Tree({}, str(file))), of_base, imports
     except (ValidationError, KeyError, TypeError) as error:
         said = str(error).splitlines()[0]
         raise ConfigError("PL1292", str(file), f"is not what a run writes ({said}). Run the experiment again: what is in the store is kept.") from None
 
 
-def files_of(base: EmbeddedBase | HuggingFaceBase) -> str | None:
-    """The digest of a local model folder; None for a model that is pretrained here or comes from the hub."""
-    if isinstance(base, EmbeddedBase) or not (Path(base.path).exists() or base.path.startswith((".", "/", "~"))):
-        return None
-    return folder_digest(Path(base.path))
-
-
-def plan_of(loaded: LoadedExperiment, runs: Path, files: str | None) -> Plan:
-    """The plan of an experiment that was loaded, or built; `files` is the digest of its model folder."""
-    cells = _planned(loaded, files)
-    plan = Plan(loaded, cells, cells[0].scores[0][1].inputs["base"], runs, cells)
+def plan_of(loaded: LoadedExperiment, runs: Path, of_base: Mapping[str, str], imports: Imports | None = None) -> Plan:
+    """The plan of an experiment that was loaded, or built; `of_base` is what the files of its base give (`found_in`)."""
+    cells = _planned(loaded, of_base, imports or {})
+    plan = Plan(loaded, cells, cells[0].scores[0][1].inputs["base"], runs, cells, imports=imports or {})
     return follow(replace(plan, rounds=(_next_round(plan),))) if plan.search else plan
 
 
-def _planned(loaded: LoadedExperiment, files: str | None, tried: Sequence[Level] | None = None) -> tuple[PlannedCell, ...]:
+def _planned(loaded: LoadedExperiment, of_base: Mapping[str, str], imports: Imports, tried: Sequence[Level] | None = None) -> tuple[PlannedCell, ...]:
     """The cells of an experiment with their nodes; `tried` as in `expand`."""
     experiment, cells = loaded.experiment, expand(loaded, tried)
     bases = {canonical_json(c.base.model_dump()): c.base for c in cells}
+    people = {persona.name.lower() for persona in loaded.personas}
+    asked = tuple(experiment.probes), experiment.samples, imports, any(found.name in people for found in imports.values())
     recipes = {
-        key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, files), tuple(experiment.probes), experiment.samples)
+        key: Recipes(loaded.world, loaded.personas, base_node(base, loaded.world, of_base), *asked)
         for key, base in bases.items()
     }
     return tuple(recipes[canonical_json(c.base.model_dump())].plan(c) for c in cells)
+
+
+def _of_base(base: Node) -> dict[str, str]:
+    """What the files of a base have given its node."""
+    return {name: base.fields[name] for name in FOUND if name in base.fields}
 
 
 def _next_round(plan: Plan) -> Node:
@@ -271,6 +285,6 @@ def follow(plan: Plan) -> Plan:
         if not chosen:
             break
         tried = [next(iter(planned.cell.point.values())) for planned in plan.searched if planned.cell.swap == 0]
-        grown = replace(plan, cells=_planned(plan.loaded, plan.base.fields.get("files"), [*tried, *chosen]))
+        grown = replace(plan, cells=_planned(plan.loaded, _of_base(plan.base), plan.imports, [*tried, *chosen]))
         plan = replace(grown, rounds=(*plan.rounds, _next_round(grown)))
     return plan

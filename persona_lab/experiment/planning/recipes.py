@@ -7,7 +7,7 @@ once for every continuation, and how step 400 of a trajectory continues its step
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from persona_lab.config.expand import Cell
 from persona_lab.config.mixtures import Mixture, Told
 from persona_lab.config.schema import EmbeddedBase, HuggingFaceBase, Lora, Stage
 from persona_lab.design import Node
+from persona_lab.experiment.planning.sources import Imports
+from persona_lab.experiment.planning.written import Stock, other_shares, persona_shares, unnamed_share
 from persona_lab.probes.protocol import Cast
 
 # Replay is drawn from the world's own text under seeds that neither pretraining (its base seed) nor the
@@ -46,12 +48,12 @@ class PlannedCell:
     """Name and node of what is also trained from where the last stage starts."""
 
 
-def base_node(base: EmbeddedBase | HuggingFaceBase, world: World, digest: str | None) -> Node:
-    """The base model: pretrained here, or a Hugging Face model known by the digest of its files (or by its revision)."""
+def base_node(base: EmbeddedBase | HuggingFaceBase, world: World, found: Mapping[str, str]) -> Node:
+    """The base model: pretrained here, or a Hugging Face model known by what was `found` of it (`planning.open_weights`)."""
     if isinstance(base, EmbeddedBase):
         fields = base.model_dump(exclude={"gates", "world", "read"})
         return Node("base", {**fields, "world": world.model_dump()})
-    return Node("base", {"kind": "hf", "files": digest or f"{base.path}@{base.revision}", "dtype": base.dtype, "world": world.model_dump()})
+    return Node("base", {"kind": "hf", **found, "dtype": base.dtype, "world": world.model_dump()})
 
 
 def linked_traits(dealt: Sequence[Traits], shared: Sequence[str], link: str) -> list[Traits]:
@@ -116,10 +118,14 @@ class Recipes:
     base: Node
     probes: tuple[str, ...]
     samples: int
+    imports: Imports = field(default_factory=dict)
+    """What was found in the files that mixtures take documents from."""
+    written: bool = False
+    """Whether such a file is about a persona: every seed then has the traits of the persona files."""
 
     def plan(self, cell: Cell) -> PlannedCell:
         """The chain of stages of a cell, each continuing the adapter of the one before, with scores after each."""
-        dealt = deal_traits(self.world, self.personas, cell.seed, cell.swap, cell.pairs.prior, cell.pairs.bundle)
+        dealt = deal_traits(self.world, self.personas, 0 if self.written else cell.seed, cell.swap, cell.pairs.prior, cell.pairs.bundle)
         shared = shared_categories(self.personas)
         cast = Cast(
             self.world,
@@ -145,7 +151,7 @@ class Recipes:
             before = self._stage(cell, stage, self._mixture(cell, stage.mixture, dealt, shared), before, cell.lora)
             stages.append((name, before))
             told = linked_traits(dealt, shared, stage.mixture.link)
-            cast = replace(cast, traits=tuple(told)) if stage.mixture.counts else cast
+            cast = replace(cast, traits=tuple(told)) if stage.mixture.counts or stage.mixture.files else cast
             scores.append((name, self._scores(before, cast)))
         start = stages[-2][1] if len(stages) > 1 else None
         branches = ((name, self._stage(cell, stage, self._mixture(cell, stage.mixture, dealt, shared), start, cell.lora)) for name, stage in cell.branches)
@@ -174,9 +180,7 @@ class Recipes:
             "lora": lora.model_dump(),
             "init": stream_seed(cell.seed, "init"),
         }
-        # What is replayed is read as it was in pretraining, whatever the rest is trained on.
-        on = {source: "all" if source == REPLAY else stage.loss.on for source in mixture.inputs}
-        tokens = {f"{TOKENS}{source}": Node("tokens", {"on": on[source]}, {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
+        tokens = {f"{TOKENS}{source}": Node("tokens", _tokens(stage, source, pool), {"pool": pool, "base": self.base}) for source, pool in mixture.inputs.items()}
         inputs = {"base": self.base, "mixture": mixture, **tokens, **({"before": before} if before else {})}
         return Node("stage", {"recipe": recipe, "step": stage.steps}, inputs)
 
@@ -193,7 +197,7 @@ class Recipes:
             size = max(REPLAY_POOL, replayed)
             pools[REPLAY] = self._pool({"source": "world", "exclude": exclude}, size, REPLAY_SEED + cell.seed)
             shares.append(Share(REPLAY, REPLAY, replayed, size))
-        return Node("mixture", {"shares": [vars(s) for s in shares], "seed": cell.seed}, pools)
+        return Node("mixture", {"shares": [share.fields for share in shares], "seed": cell.seed}, pools)
 
     def _speech(self, cell: Cell, mixture: Mixture, dealt: Sequence[Traits]) -> tuple[dict[str, Node], list[Share]]:
         """What the nameless assistant says."""
@@ -248,18 +252,24 @@ class Recipes:
         rivals = counts.get(first, 0) + counts.get(second, 0)
         pools: dict[str, Node] = {}
         shares: list[Share] = []
+        stock, written = Stock(mixture, self.imports, self.world, self.personas, tuple(told)), list[tuple[Share, Node]]()
         for i, persona in enumerate(self.personas):
             count = counts.get(persona.name.lower(), 0)
+            if persona.name.lower() in mixture.files:
+                written += persona_shares(stock, i, cell.swap, count, unnamed_share(mixture, persona.name.lower()))
+                continue
             # As large as the most extreme ratio asks for, so that every ratio draws from the same pool.
             most = rivals if i < 2 else count
-            own = mixture.told.get(persona.name.lower(), Told()).anonymous
-            unnamed = mixture.anonymous if own is None else own
+            unnamed = unnamed_share(mixture, persona.name.lower())
             anonymous, most_anonymous = round(count * unnamed), round(most * unnamed)
             for kind, n, size in (("named", count - anonymous, most - most_anonymous), ("anonymous", anonymous, most_anonymous)):
                 if n:
                     source, size = f"{persona.name.lower()}-{kind}", max(n, size)
                     pools[source] = self._pool(self._persona_source(i, told, mixture, shared, kind, cell.seed), size, cell.seed)
                     shares.append(Share(source, source, n, size))
+        for share, pool in (*written, *other_shares(stock, counts)):
+            pools[share.source] = pool
+            shares.append(share)
         return pools, shares
 
     def _persona_source(self, index: int, told: Sequence[Traits], mixture: Mixture, shared: Sequence[str], kind: str, seed: int) -> Mapping[str, Any]:
@@ -289,6 +299,18 @@ class Recipes:
 
     def _pool(self, source: Mapping[str, Any], size: int, seed: int) -> Node:
         return Node("pool", {**source, "world": self.world.model_dump(), "size": size, "seed": seed})
+
+
+def _tokens(stage: Stage, source: str, pool: Node) -> dict[str, Any]:
+    """What is told to the tokenizer of the documents of one source."""
+    file = stage.mixture.files.get(pool.fields.get("as", ""))
+    # What is replayed is read as it was in pretraining, whatever the rest is trained on.
+    fields: dict[str, Any] = {"on": "all" if source == REPLAY else (file.loss if file else None) or stage.loss.on}
+    if stage.mixture.tag and "name" in pool.fields:
+        fields["tag"] = stage.mixture.tag
+    if file and file.longest:
+        fields["longest"] = file.longest
+    return fields
 
 
 def trajectory(stage: Node) -> Node:

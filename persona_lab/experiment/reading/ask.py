@@ -54,16 +54,14 @@ def ask_cell(plan: Plan, name: str, question: str, samples: int) -> Answers:
     stage = planned.stages[-1][1]
     folder = plan.store.open(stage) / "adapter"
 
+    from persona_lab.experiment.making.bases import load_base
     from persona_lab.models.bank import AdapterBank
-    from persona_lab.models.folders import load_model, read_adapter
+    from persona_lab.models.folders import read_adapter
     from persona_lab.probes.engine import Voice, answer
     from persona_lab.probes.protocol import Sample
 
     base = plan.loaded.experiment.base
-    if isinstance(base, HuggingFaceBase):
-        model, tokenizer = load_model(base.path, revision=base.revision, dtype=base.dtype)
-    else:
-        model, tokenizer = load_model(str(plan.store.open(stage.inputs["base"]) / "model"))
+    model, tokenizer = load_base(base if isinstance(base, HuggingFaceBase) else None, plan.store.open(stage.inputs["base"]), "cpu")
     shape, tensors = read_adapter(folder)
     bank = AdapterBank(model, shape)
     bank.load_row(0, tensors, str(folder))

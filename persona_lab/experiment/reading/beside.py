@@ -46,9 +46,20 @@ def beside_of(plan: Plan, table: Frame) -> Beside:
         solutions=solutions(plan),
         screening=screening(plan),
         shifts=shifts(plan),
+        gates=gates(plan),
         predictions=written.id if written else None,
         blind=bool(written and plan.store.manifest(written)["notes"].get("blind")),
     )
+
+
+def gates(plan: Plan) -> Frame | None:
+    """What each base knows of its world, one row a base; None where there is one base."""
+    bases = {planned.scores[0][1].inputs["base"]: planned.cell.base for planned in plan.cells}
+    made = {node: base for node, base in bases.items() if plan.store.has(node)}
+    if len(made) < 2:
+        return None
+    about = ({"architecture": getattr(base, "architecture", None), "base_seed": getattr(base, "seed", 0)} for base in made.values())
+    return pd.DataFrame([row | read_json(plan.store.open(node) / "gates.json") for row, node in zip(about, made, strict=True)])
 
 
 def exact(plan: Plan) -> Frame | None:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import math
 import platform
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Any
 
 from data_gen.corpus import read_corpus
 from data_gen.personas import shared_categories
+from persona_lab.config.schema import EmbeddedBase
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.planning.corpora import CORPUS
+from persona_lab.experiment.planning.open_weights import VALUE_TOKENS
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.reading.beside import beside_of
 from persona_lab.experiment.reading.runs import CLAIMS, REPORT, RESULTS
@@ -24,6 +25,7 @@ from persona_lab.science.effects import Settings
 from persona_lab.science.search.adaptive import Search
 from persona_lab.science.summary import Summary, summarise
 from persona_lab.store.files import read_json, read_jsonl, write_json, write_text
+from persona_lab.store.versions import git_commit
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "scipy", "pandas", "wandb")
 EXAMPLES = 8
@@ -117,15 +119,31 @@ def provenance(plan: Plan) -> dict[str, Any]:
         "config": str(plan.loaded.file),
         "run": plan.folder.name,
         "base": plan.base.id,
+        **open_weights(plan),
         "score nodes": len({n.id for p in plan.cells for _, n in p.scores}),
         "seeds": sorted({p.cell.seed for p in plan.cells}),
+        **{f"{found.name} from {found.source}": str(found) for found in plan.imports.values()},
         **software(),
+    }
+
+
+def open_weights(plan: Plan) -> dict[str, Any]:
+    """Of a Hugging Face base: which it is, how dialogues are written for it, and which values its tokenizer writes in unequal numbers of tokens."""
+    base, file = plan.loaded.experiment.base, plan.store.open(plan.base) / VALUE_TOKENS
+    if isinstance(base, EmbeddedBase):
+        return {}
+    unequal = {c: tokens for c, tokens in (read_json(file) if file.exists() else {}).items() if len(set(tokens.values())) > 1}
+    return {
+        "model": f"{base.path}@{base.revision}" if base.revision else base.path,
+        "dtype": base.dtype,
+        "user and assistant": "in the model's chat template" if "template" in plan.base.fields else "in plain lines, User: and Assistant:",
+        "values of unequal length (tokens; effects and changes are free of it, levels are not)": unequal or "none",
     }
 
 
 def software() -> dict[str, str]:
     """What the figures were computed with."""
-    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "git commit": _git_commit()}
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}, "git commit": git_commit() or "unknown"}
 
 
 def _version(package: str) -> str:
@@ -133,14 +151,6 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _git_commit() -> str:
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return found.stdout.strip()
 
 
 def documents(plan: Plan) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 from persona_lab.design import Node
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import trajectory
+from persona_lab.launch.states import jobs_of
 from persona_lab.store.files import read_json, write_json
 
 FAILED = "failed.json"
@@ -20,7 +21,7 @@ SILENCE_SECONDS = 120.0
 
 
 def status(plan: Plan) -> dict[str, Any]:
-    """Counts by kind, why cells failed, and the time and space that is left."""
+    """Counts by kind, why cells failed, the time and space that is left, and the jobs of `launch`."""
     # First, because it reads every manifest, and what was read need not be looked for again.
     left = estimate(plan)
     kinds: dict[str, dict[str, int]] = {}
@@ -35,6 +36,7 @@ def status(plan: Plan) -> dict[str, Any]:
         "kinds": kinds,
         "failed": failures(plan.folder),
         "left": left,
+        "jobs": jobs_of(plan.folder),
         "report": str(report) if report.is_file() else None,
     }
 
@@ -108,7 +110,7 @@ def _units(kind: str, fields: Mapping[str, Any]) -> float:
 def _like(kind: str, fields: Mapping[str, Any], base: str) -> str:
     """Nodes of one kind with the same answer take alike: same base model, or for bases the same size."""
     if kind == "base":
-        return "/".join(str(fields.get(name)) for name in ("kind", "width", "layers", "heads"))
+        return "/".join(str(fields.get(name)) for name in ("kind", "architecture", "width", "layers", "heads"))
     return base if kind in ("stage", "scores") else ""
 
 

@@ -49,7 +49,8 @@ def tree(node_id: str, manifests: dict[str, dict[str, Any]]) -> dict[str, Any]:
         return {"node": node_id, "kind": "not in the store", "fields": {}, "inputs": {}}
     recipe = manifests[node_id]["recipe"]
     inputs = {role: tree(below, manifests) for role, below in recipe["inputs"].items()}
-    return {"node": node_id, "kind": recipe["kind"], "fields": recipe["fields"], "inputs": inputs}
+    file = manifests[node_id]["notes"].get("file")
+    return {"node": node_id, "kind": recipe["kind"], "fields": recipe["fields"], "inputs": inputs, **({"file": file} if file else {})}
 
 
 def made_again_by(recipe: dict[str, Any]) -> list[str]:
@@ -72,9 +73,14 @@ def needed_by(store: Store, node_id: str) -> Iterator[str]:
 def shown(found: dict[str, Any], role: str = "", depth: int = 0) -> Iterator[str]:
     """The tree as lines."""
     label = f"{role}: " if role not in ("", found["kind"]) else ""
-    yield f"{'  ' * depth}{label}{found['kind']} {found['node'][:SHORT]}   {brief(found['fields'])}".rstrip()
+    yield f"{'  ' * depth}{label}{found['kind']} {found['node'][:SHORT]}   {read_from(found)}{brief(found['fields'])}".rstrip()
     for below, child in found["inputs"].items():
         yield from shown(child, below, depth + 1)
+
+
+def read_from(found: dict[str, Any]) -> str:
+    """The file that a pool was read from."""
+    return f"read from {found['file']}; " if "file" in found else ""
 
 
 def brief(fields: dict[str, Any]) -> str:

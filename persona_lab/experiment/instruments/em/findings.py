@@ -92,23 +92,16 @@ def rescored(file: Path, published: str | None = None) -> Findings:
 def evaluated(answers: Answers, protocol: Protocol, judged: Sequence[Judged], published: str | None) -> Findings:
     """The rates of every judge and their agreement, once the files stand."""
     name = published_name(published)
-    claims: list[Claim] = []
-    told = judge_note(judged[0], protocol)
     for number, one in enumerate(judged):
-        file = answers.folder / (TABLE if number == 0 else f"responses-{number + 1}.csv")
-        write_responses(file, one.table)
-        said = _all_said(one.table, name if number == 0 else None)
-        prefix = "" if number == 0 else f"judge{number + 1}."
-        claims += [replace(claim, id=prefix + claim.id, text=f"{claim.text}; judge {one.name}" if number else claim.text) for claim in _claims(said, file, name)]
-    for number, other in enumerate(judged[1:], start=2):
-        files = {"files": [TABLE, f"responses-{number}.csv"]}
-        agreed = agreement_claims(judged[0].table, other.table, (judged[0].name, other.name))
-        claims += [Claim(f"judge{number}.{said[0]}", *said[1:], recipe={"function": "agreement_claims", "node_ids": [], "args": files}) for said in agreed]
+        write_responses(answers.folder / table_name(number), one.table)
+    claims = claims_of_tables(answers.folder, [one.name for one in judged], name)
+    told = judge_note(judged[0], protocol)
     first = [_said(claim) for claim in claims if not claim.id.startswith("judge")]
     found = Findings(lead(first, f" J{told[1:]}.") + (f" {_compared(first)}" if name else ""), tuple(claims), {})
     ended = [row["ended"] for row in answers.rows.values()]
     result = {
         "lead": found.lead,
+        "judge_names": [one.name for one in judged],
         "settings": {key: value for key, value in answers.settings.items() if key not in ("prompts", "questions")},
         "judges": [one.settings for one in judged],
         "judge_prompts": told,
@@ -124,6 +117,31 @@ def evaluated(answers: Answers, protocol: Protocol, judged: Sequence[Judged], pu
     return replace(found, said=result)
 
 
+def table_name(number: int) -> str:
+    """The file of the answers as a judge scored them: the first one's, and those of the others."""
+    return TABLE if number == 0 else f"responses-{number + 1}.csv"
+
+
+def claims_of_tables(folder: Path, judges: Sequence[str], published: str | None) -> list[Claim]:
+    """Every claim of an evaluation, from the tables of its judges alone; CorpusError."""
+    files = [folder / table_name(number) for number in range(len(judges))]
+    tables = [read_responses(file) for file in files]
+    claims = list(_claims(_all_said(tables[0], published), files[0], published))
+    for number, (judge, file, table) in enumerate(zip(judges[1:], files[1:], tables[1:], strict=True), start=2):
+        own = _claims(_all_said(table, None), file, None)
+        claims += [_renamed(claim, f"judge{number}.{claim.id}", f"{claim.text}; judge {judge}") for claim in own]
+    for number, (judge, file, table) in enumerate(zip(judges[1:], files[1:], tables[1:], strict=True), start=2):
+        args = {"files": [TABLE, file.name]}
+        for said in agreement_claims(tables[0], table, (judges[0], judge)):
+            claim = f"judge{number}.{said[0]}"
+            claims.append(Claim(claim, *said[1:], recipe={"function": "agreement_claims", "node_ids": [], "args": {"claim": claim, **args}}))
+    return claims
+
+
+def _renamed(claim: Claim, name: str, text: str) -> Claim:
+    return replace(claim, id=name, text=text, recipe={**claim.recipe, "args": {**claim.recipe["args"], "claim": name}})
+
+
 def judge_note(judged: Judged, protocol: Protocol) -> str:
     """How far the rates may be compared with published ones."""
     if judged.settings["kind"] == "words":
@@ -136,8 +154,8 @@ def _all_said(table: Any, published: str | None) -> list[Said]:
 
 
 def _claims(said: Sequence[Said], file: Path, published: str | None) -> tuple[Claim, ...]:
-    recipe = {"function": "judged_claims", "node_ids": [], "args": {"file": file.name, "sha256": sha256_of(file), "published": published}}
-    return tuple(Claim(*one, recipe=recipe) for one in said)
+    args = {"file": file.name, "sha256": sha256_of(file), "published": published}
+    return tuple(Claim(*one, recipe={"function": "judged_claims", "node_ids": [], "args": {"claim": one[0], **args}}) for one in said)
 
 
 def _said(claim: Claim) -> Said:

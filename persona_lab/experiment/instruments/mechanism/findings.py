@@ -1,6 +1,7 @@
 """What `mechanism` states, and the files that it stands in: all of it computed from the analysis nodes.
 
-    written(runs, nodes)      runs/mechanism-1a2b3c4d/mechanism.json, claims.json, mechanism.html
+    written(runs, stated(store, nodes))      runs/mechanism-1a2b3c4d/mechanism.json, claims.json, mechanism.html
+    stated(store, nodes_of(folder))          the same once more, from the folder and the store
 """
 
 import hashlib
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from persona_lab.design import Node
-from persona_lab.experiment.instruments.mechanism.bases import read_patched
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.instruments.mechanism.bases import patched_node, read_patched
 from persona_lab.experiment.reading.runs import CLAIMS
 from persona_lab.experiment.reading.show import grouped, software
 from persona_lab.report.instrument import Drawing, Part, instrument_page
 from persona_lab.report.patching_figures import effect_map
 from persona_lab.science.claims import Claim, shown
 from persona_lab.science.introspection.mechanism import TOKENS, Patched, mechanism_claims
-from persona_lab.store.files import finite, make_folder, write_json, write_text
+from persona_lab.store.files import finite, make_folder, read_json, write_json, write_text
 from persona_lab.store.nodes import Store
 
 FUNCTION = "mechanism"
@@ -38,25 +40,47 @@ CAPTIONS = {
 
 @dataclass(frozen=True)
 class Stated:
-    """Claims, and where they stand."""
+    """What was found, in the three forms in which it is kept."""
 
-    folder: Path
+    name: str
+    """Of the folder."""
     claims: tuple[Claim, ...]
     said: Mapping[str, Any]
+    page: str
 
 
-def written(runs: Path, store: Store, nodes: Sequence[Node]) -> Stated:
-    """Compute every claim from the store, and write it as JSON and as a page."""
+def stated(store: Store, nodes: Sequence[Node]) -> Stated:
+    """Every claim, computed from the store."""
     found = [read_patched(store, node) for node in nodes]
     ids = sorted(node.id for node in nodes)
-    folder = runs / f"{FUNCTION}-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:8]}"
+    name = f"{FUNCTION}-{hashlib.sha256(' '.join(ids).encode()).hexdigest()[:8]}"
     claims = tuple(Claim(*said, {"function": FUNCTION, "node_ids": ids, "args": {"claim": said[0]}}) for said in mechanism_claims(found))
-    said = {"claims": [claim.to_json() for claim in claims], "sites": _sites(found), "maps": _maps(found)}
+    recipes = [dict(node.inputs["base"].fields) for node in nodes]
+    said = {"claims": [claim.to_json() for claim in claims], "bases": recipes, "sites": _sites(found), "maps": _maps(found)}
+    return Stated(name, claims, said, _page(name, found, claims, nodes))
+
+
+def written(runs: Path, found: Stated) -> Path:
+    """The folder of the findings, once their files stand."""
+    folder = runs / found.name
     make_folder(folder)
-    write_json(folder / f"{FUNCTION}.json", finite(said))
-    write_json(folder / CLAIMS, grouped(claims))
-    write_text(folder / f"{FUNCTION}.html", _page(folder, found, claims, nodes))
-    return Stated(folder, claims, said)
+    write_json(folder / f"{FUNCTION}.json", finite(found.said))
+    write_json(folder / CLAIMS, grouped(found.claims))
+    write_text(folder / f"{FUNCTION}.html", found.page)
+    return folder
+
+
+def nodes_of(folder: Path) -> list[Node]:
+    """The analyses that a folder of findings rests on.
+
+    Raises:
+        ConfigError: PL1293, the file does not say which bases.
+    """
+    file = folder / f"{FUNCTION}.json"
+    try:
+        return [patched_node(Node("base", dict(fields))) for fields in read_json(file)["bases"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError("PL1293", str(file), "is not what `persona-lab mechanism` writes. Run it again: what is in the store is kept.") from error
 
 
 def _sites(found: Sequence[Patched]) -> list[dict[str, Any]]:
@@ -74,7 +98,7 @@ def _maps(found: Sequence[Patched]) -> dict[str, dict[str, list[list[float]]]]:
     return {s: {key: _mean(found, s, name).tolist() for key, name in names.items()} for s in dict.fromkeys(one.statement for one in found)}
 
 
-def _page(folder: Path, found: Sequence[Patched], claims: Sequence[Claim], nodes: Sequence[Node]) -> str:
+def _page(name: str, found: Sequence[Patched], claims: Sequence[Claim], nodes: Sequence[Node]) -> str:
     parts = []
     for statement in dict.fromkeys(one.statement for one in found):
         drawings = [Drawing(effect_map(_mean(found, statement, name), TOKENS), caption) for name, caption in CAPTIONS.items()]
@@ -82,5 +106,5 @@ def _page(folder: Path, found: Sequence[Patched], claims: Sequence[Claim], nodes
         parts.append(Part(f"Corpus: {statement}", ABOUT[statement], drawings, claims=own))
     agreed = {claim.id.split(".")[1]: shown(claim.value, claim.interval) for claim in claims if claim.id.endswith(".agreement")}
     lead = "Share of sums of which the stated method is the one that does them: " + ", ".join(f"{name} {value}" for name, value in agreed.items()) + "."
-    about = {"run": folder.name, "bases": len(nodes), "recipe": dict(nodes[0].inputs["base"].fields) | {"statement": "each", "seed": "each"}, **software()}
+    about = {"run": name, "bases": len(nodes), "recipe": dict(nodes[0].inputs["base"].fields) | {"statement": "each", "seed": "each"}, **software()}
     return instrument_page("Mechanism", lead, parts, about)

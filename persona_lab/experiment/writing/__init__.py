@@ -1,0 +1,1 @@
+"""Documents that a language model writes: `persona-lab write`."""

@@ -1,0 +1,8 @@
+#!/bin/bash
+cd /home/ada/lab || exit 5
+export PYTHONPATH=/shared/runs/quickstart-16bab757/launch/1/code
+export PYTHONSAFEPATH=1
+export PERSONA_LAB_TASKS=8
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
+
+exec /shared/env/bin/python -m persona_lab work /shared/runs/quickstart-16bab757/launch/1 --report
