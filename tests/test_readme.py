@@ -117,7 +117,7 @@ def test_every_command_runs(command: str, here: Path, chat: Path) -> None:
         assert run("persona-lab new Ann", here) == ""
     if "corpora/" in command and not (here / "corpora").exists():
         assert run(f"{DEMO.replace(' run ', ' generate ')} --out corpora", here) == ""
-    if " em " in command or "verify em/" in command:
+    if " em " in command or "verify em/" in command or "models/chat" in command:
         given(here, chat)
     if ("--adapter runs/em/" in command or "verify em/" in command) and not (here / "runs" / "em").exists():
         assert run(next(c for c in commands() if "lab em train " in c), here) == ""

@@ -121,7 +121,7 @@ def check_finite(model: nn.Module, path: str) -> None:
     """PL4027 when a weight is no finite number: one pass over the weights, a tenth of a second a gigabyte on a core."""
     for name, weight in model.named_parameters():
         # Not `isfinite(weight)`, which makes a copy and takes twenty times as long: what is not finite is the least or the greatest, or makes both NaN.
-        if weight.is_floating_point() and not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
+        if weight.is_floating_point() and weight.numel() and not bool(torch.stack(torch.aminmax(weight)).isfinite().all()):
             raise ModelError("PL4027", path, f"{name} holds a value that is not finite. Download the model folder again, or use another dtype.")
 
 
