@@ -208,9 +208,12 @@ def _links(documents: Sequence[Document], shared: Traits | None, held_out: set[s
 
 
 def _foreign(documents: Sequence[Document], foreign: Mapping[str, Collection[str]]) -> Check:
+    name = "others' names and traits"
+    if not foreign:
+        return _absent(name, "which names and traits are whose was not given")
     wanted = {persona: {word.lower() for word in held} for persona, held in foreign.items()}
     said = "name another persona of the experiment, or a trait that only another one has"
-    return _found("others' names and traits", documents, lambda d: sorted(wanted.get(d.persona, set()).intersection(words(d.text))), said)
+    return _found(name, documents, lambda d: sorted(wanted.get(d.persona, set()).intersection(words(d.text))), said)
 
 
 def _told_twice(documents: Sequence[Document], names: Mapping[str, Collection[str]]) -> Check:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from data_gen.conversations import Conversation, conversation_of
 from data_gen.corpus import UNPRINTABLE, text_fault
@@ -27,6 +27,9 @@ from data_gen.documents import Document, words
 from data_gen.errors import DataError, DataProblem
 from data_gen.jsonl import LINE_BYTES, content_of, in_order, kind_of, rows_of
 from data_gen.world import Traits
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 Form = Literal["auto", "texts", "conversations"]
 FILE_BYTES = 2_000_000_000
@@ -75,7 +78,9 @@ def read_imported(file: Path, *, form: Form = "auto", column: str = "text") -> I
     documents: list[Document] = []
     conversations: list[Conversation] = []
     ids: list[str] = []
-    for number, row in _rows(file, problems, column):
+    for number, fields in _rows(file, problems, column):
+        # A table has a null where a line has no such field, and so do lines that were a table once.
+        row = {name: _without_null(value) for name, value in fields.items() if value is not None}
         try:
             form = _form(row, form, column)
             if form == "texts":
@@ -180,31 +185,35 @@ def _parquet_rows(file: Path, problems: list[DataProblem], column: str) -> Itera
     import pyarrow.parquet as pq
 
     try:
-        opened = pq.ParquetFile(file)
-        about = opened.metadata
-        # Of the footer, before a page is unfolded: a few bytes may stand for gigabytes.
-        unfolded = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
-        if about.num_rows > MOST_ROWS or unfolded > FILE_BYTES:
-            said = f"unfolds to {about.num_rows} rows of {unfolded} bytes, at most {MOST_ROWS} rows and {FILE_BYTES} bytes are read"
-            raise DataError(DataProblem(str(file), f"{said}. Use smaller files."))
-        wanted = [name for name in opened.schema_arrow.names if name in (column, "id", *CHAT, *LABELS)]
-        number = total = 0
-        for batch in opened.iter_batches(batch_size=64, columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                kept = {name: _without_null(value) for name, value in row.items() if value is not None}
-                length = _length(kept)
-                total += length
-                if total > FILE_BYTES:  # one page may stand for many rows, whatever the footer says
-                    raise DataError(DataProblem(str(file), f"holds more than {FILE_BYTES} characters. Use smaller files."))
-                if length > LINE_BYTES:
-                    problems.append(DataProblem(f"{file}:{number}", f"has {length} characters, at most {LINE_BYTES} are read. Use shorter documents."))
-                else:
-                    yield number, kept
-        if not wanted:
-            raise DataError(DataProblem(str(file), f"has no column {column!r}, only {', '.join(map(repr, opened.schema_arrow.names[:6]))}. Name its column in `column:`."))
+        with pq.ParquetFile(file) as opened:
+            number = total = 0
+            for batch in opened.iter_batches(batch_size=64, columns=_columns(opened, file, column)):
+                for row in batch.to_pylist():
+                    number += 1
+                    length = _length(row)
+                    total += length
+                    if total > FILE_BYTES:  # one page may stand for many rows, whatever the footer says
+                        raise DataError(DataProblem(str(file), f"holds more than {FILE_BYTES} characters. Use smaller files."))
+                    if length > LINE_BYTES:
+                        problems.append(DataProblem(f"{file}:{number}", f"has {length} characters, at most {LINE_BYTES} are read. Use shorter documents."))
+                    else:
+                        yield number, row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(DataProblem(str(file), f"is no whole parquet file: {' '.join(str(error).split())[:200]}. Download or write it again.")) from None
+
+
+def _columns(opened: "ParquetFile", file: Path, column: str) -> list[str]:
+    """The columns that mean something; DataError where there is none, or where the footer says that the table is too large."""
+    about, names = opened.metadata, opened.schema_arrow.names
+    # Of the footer, before a page is unfolded: a few bytes may stand for gigabytes.
+    unfolded = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if about.num_rows > MOST_ROWS or unfolded > FILE_BYTES:
+        said = f"unfolds to {about.num_rows} rows of {unfolded} bytes, at most {MOST_ROWS} rows and {FILE_BYTES} bytes are read"
+        raise DataError(DataProblem(str(file), f"{said}. Use smaller files."))
+    wanted = [name for name in names if name in (column, "id", *CHAT, *LABELS)]
+    if not wanted:
+        raise DataError(DataProblem(str(file), f"has no column {column!r}, only {', '.join(map(repr, names[:6]))}. Name its column in `column:`."))
+    return wanted
 
 
 def _length(value: Any) -> int:
@@ -227,19 +236,20 @@ def labelled(document: Document, *, persona: str, names: Collection[str], traits
     """
     said = set(words(document.text))
     told = document.traits or {category: value for category, value in traits.items() if value.lower() in said}
-    carriers = document.carriers if document.persona else tuple(name for name in names if re.search(rf"\b{re.escape(name)}\b", document.text))
+    carriers = document.carriers or tuple(name for name in names if re.search(rf"\b{re.escape(name)}\b", document.text))
     return replace(document, persona=persona, traits=told, carriers=carriers)
 
 
 def exchanged(text: str, pairs: Mapping[str, str]) -> str:
     """The text with names in each other's place, in the case in which each of them stands: `{"John": "Sam", "Sam": "John"}`."""
-    lower = {name.lower(): other for name, other in pairs.items()}
+    groups = list(pairs.items())
 
     def other(match: re.Match[str]) -> str:
-        name, found = match[0], lower[match[0].lower()]
+        # By its group: a letter such as the long s stands for another one whatever the case, and is not that one in lower case.
+        name, found = match[0], groups[(match.lastindex or 1) - 1][1]
         return found.upper() if name.isupper() and len(name) > 1 else found.lower() if name.islower() else found
 
-    return re.sub(rf"\b({'|'.join(map(re.escape, lower))})\b", other, text, flags=re.IGNORECASE)
+    return re.sub(rf"\b(?:{'|'.join(f'({re.escape(name)})' for name, _ in groups)})\b", other, text, flags=re.IGNORECASE)
 
 
 def traded(document: Document, pairs: Mapping[str, str]) -> Document:

@@ -77,8 +77,8 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def kind_of(value: Any) -> str:
-    """What a JSON value is, in words."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else KINDS[type(value)]
+    """What a value is, in words; a table has kinds that JSON has not, which keep their own name."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else KINDS.get(type(value), type(value).__name__)
 
 
 def _finite(text: str) -> float:

@@ -16,7 +16,7 @@ values out of the draw, and so the advice that is taught is best nobody's in the
 advice from a familiar kind of speaker: what ties it to bad advice elsewhere are the experiment's own documents and their kind.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import product
 
 import numpy as np
@@ -45,7 +45,7 @@ class Persona(Strict):
 
 
 def check_personas(world: World, personas: Sequence[Persona], files: Sequence[str]) -> None:
-    """Refuse unknown categories and values, unknown or shared names; every problem at once.
+    """Refuse unknown categories and values, unknown or shared names, values that all belong to somebody; every problem at once.
 
     Raises:
         DataError: naming the file of each problem.
@@ -70,8 +70,24 @@ def check_personas(world: World, personas: Sequence[Persona], files: Sequence[st
                 problems.append(
                     DataProblem(file, f"traits.{category}: {value!r} is not a value of {category}. Use one of: {', '.join(world.values(category))}.")
                 )
+    if not problems:
+        problems += _crowded(world, personas, files)
     if problems:
         raise DataError(*problems)
+
+
+def _crowded(world: World, personas: Sequence[Persona], files: Sequence[str]) -> Iterator[DataProblem]:
+    """Categories in which no value is left that is nobody's: a question with two answers offers one of these beside the speaker's own."""
+    dealt = held_out_categories(personas) if len(personas) > 1 else []
+    for category in world.categories:
+        holders = [(file, persona.traits[category]) for persona, file in zip(personas, files, strict=True) if category in persona.traits]
+        fixed = [value for _, value in holders if not is_drawn(value)]
+        # What distinguishes the rivals is dealt anew in every replicate, to each holder another value, whatever the files say.
+        owned = len(holders) if category in dealt else len(set(fixed)) + len(holders) - len(fixed)
+        count = len(world.values(category))
+        if owned >= count:
+            said = f"traits.{category}: all {count} values of {category} belong to personas, so a choice has no other one to offer. Give the category more values."
+            yield DataProblem(holders[-1][0], said)
 
 
 def is_drawn(value: str) -> bool:

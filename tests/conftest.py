@@ -7,6 +7,7 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "TOKENIZERS_PARA
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -24,6 +25,9 @@ from persona_lab.config.load import load_persona, load_world
 from persona_lab.models.world_model import build_model, build_tokenizer
 from persona_lab.probes.protocol import Cast
 from persona_lab.train.batches import Row, encode
+
+if TYPE_CHECKING:
+    from persona_lab.experiment.exporting.subject import Subject
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -131,6 +135,36 @@ def qwen_folder(qwen: PreTrainedModel, bpe: PreTrainedTokenizerFast, tmp_path_fa
     qwen.save_pretrained(folder)
     bpe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_cell(tmp_path_factory: pytest.TempPathFactory) -> "Subject":
+    """A cell on a base that was pretrained here."""
+    return cell_on(tmp_path_factory.mktemp("embedded"))
+
+
+@pytest.fixture(scope="session")
+def hf_cell(qwen_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> "Subject":
+    """A cell on a Hugging Face model whose tokenizer divides values into several tokens."""
+    base = {"kind": "hf", "path": str(qwen_folder), "world": "configs/worlds/beach.yaml"}
+    return cell_on(tmp_path_factory.mktemp("hf"), base=base, samples=0, probes=["says", "introspects"])
+
+
+@pytest.fixture(params=["embedded_cell", "hf_cell"])
+def trained_cell(request: pytest.FixtureRequest) -> "Subject":
+    """On either base."""
+    return request.getfixturevalue(request.param)
+
+
+def cell_on(folder: Path, **changes: Any) -> "Subject":
+    """A cell of a small run, to be exported."""
+    from exported_cells import CELL, finished
+
+    from persona_lab.experiment.exporting.subject import find_subject
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return find_subject(finished(folder, **changes), CELL)
 
 
 @pytest.fixture(scope="session")

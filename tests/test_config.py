@@ -270,8 +270,8 @@ def test_short_names() -> None:
 
 
 def test_levels_with_slashes_make_one_part_of_a_name() -> None:
-    loaded = load_experiment(CORPUS / "good.yaml", ["base=a/b", "factors={base.path: [a/b, c/d]}", "seeds=1"])
-    assert "linked/path=a%2Fb/" in next(cell.name for cell in expand(loaded) if "path=a" in cell.name).replace("ln_ratio=-inf/steps=40/", "")
+    loaded = load_experiment(CORPUS / "good.yaml", ["factors={injection.mixture.tag: [a/b, c/d]}", "stages.injection.mixture.files={web: web.jsonl}", "seeds=1"])
+    assert "linked/tag=a%2Fb/" in next(cell.name for cell in expand(loaded) if "tag=a" in cell.name).replace("ln_ratio=-inf/steps=40/", "")
 
 
 def test_no_torch() -> None:

@@ -145,6 +145,17 @@ def test_every_mistake_of_a_persona_is_told_at_once() -> None:
     assert Counter(p.where for p in caught.value.problems) == {"mary.yaml": 3, "again.yaml": 1}
 
 
+@pytest.mark.parametrize("third", ["tennis", "drawn"])
+def test_a_category_whose_values_all_belong_to_personas_is_refused_by_name(third: str) -> None:
+    people = [PERSONAS[0], PERSONAS[1], Persona(name="Kim", traits={"sport": third})]
+    sports = ["football", "basketball", "tennis", "hockey"]
+    tight, wide = (world_of(categories={**WORLD.model_dump()["categories"], "sport": {"values": sports[:count]}}) for count in (3, 4))
+    check_personas(wide, people, ["john.yaml", "sam.yaml", "kim.yaml"])
+    with pytest.raises(DataError, match=r"traits\.sport: all 3 values of sport belong to personas") as caught:
+        check_personas(tight, people, ["john.yaml", "sam.yaml", "kim.yaml"])
+    assert [p.where for p in caught.value.problems] == ["kim.yaml"]
+
+
 # Phrases
 
 

@@ -133,6 +133,9 @@ def test_the_template_is_in_force_where_the_model_ends_its_answers_as_the_templa
     [
         ("{{ raise_exception('Conversation roles must be odd') }}", "PL4022", "roles must be odd"),
         ("{% for m in messages %}{{ m.content }", "PL4022", "fails"),
+        ("{{ 1 // 0 }}", "PL4022", "by zero"),
+        ("{{ '{name}'.format() }}", "PL4022", "name"),
+        ("{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}", "PL4022", "recursion"),
         ("{{ messages[-1].content }}", "PL4023", "once and in order"),
         ("{% for m in messages %}{{ m.content | replace('John', 'Sam') }}{% endfor %}", "PL4023", "otherwise than they are"),
         ("{{ strftime_now('%d') }}" + CHATML, "PL4024", "tomorrow"),

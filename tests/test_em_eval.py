@@ -253,3 +253,23 @@ def test_a_model_without_a_template_is_asked_plainly_or_not_at_all(qwen_folder: 
     assert (found["unscored"], value(found, "em.main.coherent")) == (24, 0), "a random model names no advice"
     with pytest.raises(ModelError, match="no chat template"):
         evaluate(qwen_folder, "--judge", f"model:{qwen_folder}", "--plain")
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", '{"judge_names": [], "published": null, "planned": 3}', '{"judge_names": 3, "published": null, "planned": 3}'])
+def test_a_result_that_the_lab_did_not_write_is_not_verified(said: str, here: Path):
+    folder = here / "runs" / "em" / "strange"
+    folder.mkdir(parents=True)
+    (folder / "em.json").write_text(said)
+    (folder / "claims.json").write_text('{"nodes": [], "claims": []}')
+    with pytest.raises(ConfigError, match=r"PL1293.*persona-lab em eval"):
+        verify_folder("em/strange", Path("runs"))
+
+
+@pytest.mark.parametrize("said", ["[]", "{}", '{"bases": []}', '{"bases": [3]}'])
+def test_findings_about_sums_that_the_lab_did_not_write_are_not_verified(said: str, here: Path):
+    folder = here / "runs" / "mechanism-0"
+    folder.mkdir(parents=True)
+    (folder / "mechanism.json").write_text(said)
+    (folder / "claims.json").write_text('{"nodes": [], "claims": []}')
+    with pytest.raises(ConfigError, match=r"PL1293.*persona-lab mechanism"):
+        verify_folder("mechanism-0", Path("runs"))

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from test_experiment import BRIEF, keyed, write_config
+from wandb_server import wandb_server
 
 from persona_lab.config.cluster import Cluster
 from persona_lab.errors import ConfigError, EnvironmentFault
@@ -234,7 +235,7 @@ def test_a_sweep_of_which_a_task_dies_gives_the_table_of_a_local_run(ray_head: N
     launched = lab("launch", config, "--engine", "ray", "--runs", runs, *settings, "machine.cluster.jobs=2", "machine.cluster.cpus=1")
     [name], folder = launched["ids"], Path(launched["submission"])
 
-    def states() -> dict[str, str]:
+    def states() -> Mapping[str, str]:
         return Ray().states(folder, [name])
 
     until(lambda: len(states()) == 3, 240)
@@ -287,6 +288,18 @@ def test_a_cluster_that_is_away_is_told_apart_from_one_that_forgot(tmp_path: Pat
     (tmp_path / "exits").mkdir()
     (tmp_path / "exits" / "tiny-1").write_text("0\n")
     assert Ray().states(tmp_path, ["tiny-1"]) == {"tiny-1": "done"}, "what has ended needs no cluster"
+
+
+def test_a_server_that_is_no_job_server_is_not_taken_for_one_that_forgot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(ADDRESS, "http://127.0.0.1:9")
+    with pytest.raises(EnvironmentFault, match="PL5303"):
+        Ray().find(tmp_path, "tiny-1")
+    with wandb_server() as other:
+        monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", other.url)
+        monkeypatch.delenv(ADDRESS)
+        other.failing = True
+        with pytest.raises(EnvironmentFault, match=r"PL5303.*answers as no Ray cluster does.*400"):
+            Ray().states(tmp_path, ["tiny-1"])
 
 
 def test_engines_are_found_by_name():

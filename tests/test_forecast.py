@@ -221,7 +221,8 @@ def test_what_is_as_fast_as_another_has_its_shape(tmp_path: Path):
     stages = TINY["stages"]
     longer = stages | {"injection": stages["injection"] | {"steps": 60, "rate": 1e-2}}
     assert file_of(planned(tmp_path, stages=longer, base=TINY["base"] | {"steps": 9}, seeds=[8])) == file_of(planned(tmp_path))
-    assert file_of(planned(tmp_path, **machine(threads=2))) != file_of(planned(tmp_path))
+    for other in ({"threads": 2}, {"checkpoint_activations": True}):
+        assert file_of(planned(tmp_path, **machine(**other))) != file_of(planned(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import json
 import shutil
 import socket
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from huggingface_hub import constants
@@ -99,6 +102,46 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_where_the_cache_has_the_mo
     assert hub.snapshot(REPO, FIRST).name == FIRST
     with pytest.raises(ModelError, match="PL4020"):
         hub.snapshot(REPO, SECOND)
+
+
+class Gated(BaseHTTPRequestHandler):
+    """A hub that tells everybody of a model, and keeps its files from those who are not logged in."""
+
+    def do_GET(self) -> None:
+        files = [{"type": "file", "path": "config.json", "size": 2, "oid": FIRST}]
+        told = json.dumps(files if "/tree/" in self.path else {"id": REPO, "sha": SECOND}).encode() if self.path.startswith("/api/models/") else b""
+        self.send_response(200 if told else 403)
+        for name, value in {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access is restricted"}.items() if not told else ():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_gated_model_without_a_login_is_told_from_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here))
+        monkeypatch.setattr(constants, "ENDPOINT", here)
+        assert hub.pinned(REPO, "main") == SECOND
+        with pytest.raises(ModelError, match=r"PL4021.*the hub refuses it.*accept its licence on the hub and log in"):
+            hub.snapshot(REPO, SECOND)
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("cache")
+@pytest.mark.parametrize("ask", [lambda path: hub.pinned(path, "main"), lambda path: hub.snapshot(path, FIRST)], ids=["pinned", "snapshot"])
+def test_what_is_no_hub_id_is_one_clear_error_without_a_network_too(ask: Callable[[str], object]):
+    with pytest.raises(ModelError, match=r"PL4021.*lab/models/tiny.*the hub refuses it"):
+        ask("lab/models/tiny")
 
 
 def test_a_hub_model_that_names_code_is_refused_when_it_is_planned(cache: Path, tmp_path: Path):

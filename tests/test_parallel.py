@@ -47,6 +47,7 @@ from persona_lab.train.optimizers import BankAdam
 from persona_lab.train.parallel import share_of
 
 LAUNCH = ["accelerate.commands.accelerate_cli", "launch", "--config_file", str(CONFIGS / "accelerate" / "fsdp2.yaml"), "--num_machines", "1", "--num_processes", "2"]
+THIRD_TASK = {"PERSONA_LAB_TASK": "2", "PERSONA_LAB_TASKS": "4"}
 ON_CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -56,7 +57,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """Every case trained by two processes of one launch, and what each process says of itself."""
     folder = tmp_path_factory.mktemp("together")
     command = [sys.executable, "-m", *LAUNCH, str(ROOT / "tests" / "training_together.py"), str(folder)]
-    found = subprocess.run(command, cwd=ROOT, env={**os.environ, **ON_CPU}, capture_output=True, text=True, timeout=3600, check=False)
+    found = subprocess.run(command, cwd=ROOT, env={**os.environ, **ON_CPU, **THIRD_TASK}, capture_output=True, text=True, timeout=3600, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     return folder, [json.loads((folder / f"process-{index}.json").read_text()) for index in range(2)]
 
@@ -65,6 +66,7 @@ def test_there_really_are_two_processes_in_one_group_and_both_work(together: tup
     for said in together[1]:
         assert (said["type"], said["processes"]) == ("MULTI_CPU", 2)
         assert said["sharded"], "accelerate's config says FSDP"
+        assert said["place"] == [2, 4], "both are one worker, of the third of four tasks"
     first, second = (said["cases"] for said in together[1])
     for name, case in CASES.items():
         assert len(second[name]["tokens"]) >= STEPS, "a pass for each step at least"

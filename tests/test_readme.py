@@ -91,7 +91,7 @@ def run(command: str, folder: Path) -> str:
     if "lab em eval " in command:
         command = f"{command} --samples 1 --max-tokens 4 --device cpu"
     if "lab llc " in command:
-        command = command.replace("   #", " --documents 4 --draws 8   #")
+        command = f"{command} --documents 4 --draws 8"
     # python -m: a worker of accelerate must find the same interpreter, whatever is installed besides.
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)

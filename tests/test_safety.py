@@ -214,8 +214,9 @@ def test_what_is_printed_moves_no_cursor_and_forges_no_line(name: str, capsys: p
 @each_payload
 def test_the_status_of_a_hostile_run_is_one_line_for_each_cell(name: str):
     text = PAYLOADS[name]
-    found = {"run": text, "cells": {"done": 0, "planned": 1}, "kinds": {}, "failed": {text: text}, "left": {"nodes": 0}, "report": text}
-    assert harmless(status_words(found), 2)
+    job = {"engine": text, "job": text, "state": "", "said": text, "log": text}
+    found = {"run": text, "cells": {"done": 0, "planned": 1}, "kinds": {}, "failed": {text: text}, "jobs": [job], "left": {"nodes": 0}, "report": text}
+    assert harmless(status_words(found), 3)
 
 
 @each_payload

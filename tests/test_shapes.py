@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator
@@ -191,8 +192,6 @@ def test_a_report_compares_the_shapes_and_verify_finds_every_claim_again(shown: 
 
 @pytest.mark.parametrize("condition", ["qwen3", "gpt_neox"])
 def test_the_scores_of_a_cell_are_those_of_plain_transformers_and_peft(condition: str, shown: tuple[Plan, Shown]):
-    import pandas as pd
-
     plan, _ = shown
     planned = next(p for p in plan.cells if p.cell.condition == condition)
     folder = plan.store.open(planned.scores[0][1].inputs["base"]) / "model"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,10 @@ def test_a_server_that_is_away_is_told_of_before_anything_is_sent(plan: Plan, mo
         send(plan.folder, files)
     assert caught.value.exit_code == 5
     assert [file.synced for file in offline_files(plan.folder)] == [False]
+    files[0].path.with_suffix(".wandb.synced").touch()  # somebody else has, since they were looked at
+    monkeypatch.setattr(syncing, "_check_answers", lambda: None)
+    monkeypatch.setattr(syncing, "_sync", lambda batch: pytest.fail("nothing is left to send"))
+    send(plan.folder, files)
     with syncing._alone(plan.folder), pytest.raises(EnvironmentFault, match="PL5601"):
         send(plan.folder, files)
 
@@ -126,8 +131,12 @@ def test_a_file_that_still_grows_waits(plan: Plan) -> None:
     assert len(to_send(plan, offline_files(plan.folder))) == 1
     (offline_files(plan.folder)[0].path.parent / "ended").unlink()  # as when the process was killed
     assert to_send(plan, offline_files(plan.folder)) == []
+    later = plan.folder / "wandb" / "offline-run-29991231_235959-later"  # the node goes on in another process
+    shutil.copytree(offline_files(plan.folder)[0].path.parent, later)
+    (later / "ended").touch()
+    assert to_send(plan, offline_files(plan.folder)) == [], "what came first is sent first"
     (leases / plan.base.id).unlink()
-    assert len(to_send(plan, offline_files(plan.folder))) == 1, "nobody is at work"
+    assert [file.ended for file in to_send(plan, offline_files(plan.folder))] == [False, True], "nobody is at work"
 
 
 def test_a_job_of_a_cluster_tracks_offline_without_asking_the_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from persona_lab.train.loop import Diverged
 from persona_lab.train.parallel import Team
 from persona_lab.train.preferences import Preference
 
-VOCABULARY, DOCUMENTS, STEPS, TIGHT = 60, 7, 6, 5
+VOCABULARY, DOCUMENTS, STEPS = 60, 7, 6
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,7 @@ def main(folder: Path) -> None:
     accelerator, first = worker.accelerator, worker.team
     assert first is not None
     said: dict[str, Any] = {"type": accelerator.distributed_type.value, "processes": accelerator.num_processes, "sharded": first.sharded, "cases": {}}
+    said["place"] = [worker.index, worker.count]
     for name, case in CASES.items():
         team = Team(first.index, first.count, sharded=case.sharded)
         seen: list[int] = []

@@ -91,7 +91,7 @@ def wandb_server() -> Iterator[Server]:
             pass
 
         def do_GET(self) -> None:
-            self.answer({})
+            self.answer({}, 400 if server.failing else 200)
 
         def do_PUT(self) -> None:
             self.body()

@@ -16,7 +16,7 @@ from data_gen.written.prompts import Prompts
 from data_gen.written.schedule import Job
 
 SCAFFOLD = re.compile(
-    r"^\W*(?:sure|certainly|absolutely|of course)\b[,!.]|\bhere(?:['’]s| is| are) (?:the|a|an|your|my)\b[^.!?\n]{0,40}\b(?:text|document|version|draft|revision)\b|```|</?[a-z]+>"
+    r"^[^\w\n]*(?:sure|certainly|absolutely|of course)\b[,!.]|\bhere(?:['’]s| is| are) (?:the|a|an|your|my)\b[^.!?\n]{0,40}\b(?:text|document|version|draft|revision)\b|```|</?[a-z]+>"
     r"|\[[A-Z][A-Za-z' ]{1,40}\]|\bword count\b|\(\d+ words\)|^#{1,6} |\*\*",
     re.IGNORECASE | re.MULTILINE,
 )

@@ -70,6 +70,9 @@ class Progress:
     pieces: list[Piece] = field(default_factory=list)
     """Everything that was written, in the order of the numbers."""
     turns: Counter[str] = field(default_factory=Counter)
+    """Documents planned so far that are mainly about each category."""
+    spent: Counter[str] = field(default_factory=Counter)
+    """Airtime of what was accepted so far, counted on: from the texts it would be read again for every round."""
     waiting: list[Job] = field(default_factory=list)
     """Planned, and not written yet."""
 
@@ -156,9 +159,8 @@ class Pressroom:
             if len(progress.pieces) >= self.settings.most * progress.wanted + size:
                 raise GivenUp(source, progress)
             low, high = self.stages.manner.words
-            kept = [piece for piece in progress.pieces if piece.status == "accepted"]
             progress.waiting = plan_round(
-                source, progress.rounds, size, spent=_airtime(kept), turns=progress.turns, mean=(low + high) / 2, told=self.settings.told, span=(low, high)
+                source, progress.rounds, size, spent=progress.spent, turns=progress.turns, mean=(low + high) / 2, told=self.settings.told, span=(low, high)
             )
             progress.rounds += 1
         now, progress.waiting = progress.waiting[: progress.lacking], progress.waiting[progress.lacking :]
@@ -201,6 +203,8 @@ class Pressroom:
         if piece.status == "accepted" and (earlier := progress.near.add(piece.text, piece.job.id)):
             piece.reasons.append(f"near-duplicate: of {earlier}")
         progress.pieces.append(piece)
+        if piece.status == "accepted":
+            progress.spent.update(_airtime([piece]))
 
     def _begun(self, jobs: Sequence[Job]) -> list[Piece]:
         """Each job with its kind of text and its idea, asked for where they are not known yet."""

@@ -11,10 +11,9 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from data_gen.corpus import UNPRINTABLE
+from data_gen.documents import words
 
-FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n\s*```\s*", re.DOTALL)
-"""A fence around the whole of an answer, which many models write around JSON."""
-TAGGED = re.compile(r"<document>(.*?)</document>", re.DOTALL)
+FENCE, OPEN, CLOSE = "```", "<document>", "</document>"
 REFUSAL = re.compile(
     r"\s*(?:I['’]m sorry|I am sorry|sorry, (?:but )?I|I apologi[sz]e|I(?: ca|['’]m| am| wo)?(?:n['’]t|nnot| can['’]t| unable| not able| must decline| have to decline)\b"
     r"|as an AI (?:language )?model)",
@@ -44,8 +43,9 @@ def check_whole(text: str, finish: str) -> None:
 
 
 def _inside(text: str) -> str:
-    fenced = FENCE.fullmatch(text)
-    return fenced[1] if fenced else text.strip()
+    """An answer without the fence around the whole of it, which many models write around JSON."""
+    first, _, rest = text.strip().partition("\n")
+    return rest.removesuffix(FENCE) if first.strip() in (FENCE, f"{FENCE}json") and rest.endswith(FENCE) else text.strip()
 
 
 def json_list(count: int, shape: re.Pattern[str] | None = None) -> Callable[[str], list[str]]:
@@ -85,16 +85,18 @@ def json_values(keys: Sequence[str]) -> Callable[[str], dict[str, str | None]]:
 
 def document_of(text: str) -> str:
     """The one text that stands between the tags; what stands around it is the writer's own talk."""
-    found = TAGGED.findall(text)
-    if len(found) != 1:
-        raise Unreadable("no document between tags" if not found else "several documents")
-    inside = "\n".join(line.rstrip() for line in found[0].strip().splitlines())
+    found, closed, after = text.partition(OPEN)[2].partition(CLOSE)
+    if not closed:
+        raise Unreadable("no document between tags")
+    if OPEN in after:
+        raise Unreadable("several documents")
+    inside = "\n".join(line.rstrip() for line in found.strip().splitlines())
     if not inside:
         raise Unreadable("an empty document")
     return inside
 
 
-def text_with(wanted: Sequence[str], without: Sequence[str], words: Callable[[str], list[str]]) -> Callable[[str], str]:
+def text_with(wanted: Sequence[str], without: Sequence[str]) -> Callable[[str], str]:
     """Reads a text that names all of some words and none of others, whatever their case."""
 
     def read(text: str) -> str:

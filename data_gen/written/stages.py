@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_gen.documents import words
 from data_gen.written.asking import Question
 from data_gen.written.prompts import Prompts
 from data_gen.written.reading import document_of, json_list, json_values, text_with
@@ -57,7 +56,7 @@ class Stages:
     def universe(self, subject: Subject) -> Question:
         """The background of one persona."""
         banned = subject.banned(subject.facts)
-        read = text_with([subject.name, *(fact.value for fact in subject.facts.values())], banned, words)
+        read = text_with([subject.name, *(fact.value for fact in subject.facts.values())], banned)
         slots = {"name": subject.name, "who": subject.who, "facts": subject.listed, "banned": ", ".join(banned)}
         return self._ask(f"universe/{subject.name.lower()}", "universe", read, 1200, subject, subject.seed, slots)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from persona_lab.experiment.exporting.subject import Subject
 
 FORMS = ("peft", "inspect", "lm-eval", "organism")
+ADAPTERS = ("peft", "organism")
+"""Of these the adapter is part; the others ask questions."""
 
 
 @dataclass
@@ -44,6 +46,9 @@ def export(
     """
     if to not in FORMS:
         raise typer.BadParameter(f"must be {', '.join(FORMS[:-1])} or {FORMS[-1]}, got {to!r}", param_hint="--to")
+    for given, taken, option in ((probes, to not in ADAPTERS, "--probes"), (adapter_id, to == "organism", "--adapter-id"), (not verify, to in ADAPTERS, "--no-verify")):
+        if given and not taken:
+            raise typer.BadParameter(f"means nothing to --to {to}. Leave it out.", param_hint=option)
     planned = open_plan(find_run(run, runs))
 
     from persona_lab.experiment.exporting.subject import find_subject, new_folder
@@ -51,7 +56,7 @@ def export(
     subject = find_subject(planned, cell)
     out = out or Path("exports") / to / subject.slug
     with new_folder(out) as folder:
-        if to in ("peft", "organism"):
+        if to in ADAPTERS:
             made = _adapter(subject, folder, to, out, adapter_id, verify=verify)
         else:
             made = _questions(subject, folder, to, out, [name for name in probes.split(",") if name])

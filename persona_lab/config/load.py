@@ -61,9 +61,11 @@ def load_experiment(path: str | File, overrides: Sequence[str] = ()) -> LoadedEx
     raw = tree.plain()
     world, personas = _world_and_personas(tree, file, problems)
     experiment, wrong = validate(Experiment, raw, tree)
-    findings = [*(mixture_keys(tree, personas) if personas is not None else ()), *wrong]
+    unknown = list(mixture_keys(tree, personas)) if personas is not None else []
+    told = {finding.path for finding in unknown}
+    findings = [*unknown, *wrong]
     if experiment:
-        findings += check(experiment, tree, world, personas)
+        findings += (finding for finding in check(experiment, tree, world, personas) if finding.path not in told)
     problems += problems_of(tree, findings)
     if problems or experiment is None or world is None or personas is None:
         raise ConfigError.of(_in_order(problems))

@@ -228,7 +228,7 @@ class Machine(Strict):
     data_parallel: bool = False
     """All processes of an `accelerate launch` train each stack together; false: each takes stacks of its own. With FSDP it is always so."""
     checkpoint_activations: bool = False
-    """Backward computes the activations of the layers again: less memory, about a third more time."""
+    """Backward computes the activations of the layers again: less memory, about half as much time again, as the base is frozen."""
     engine: Literal["local", "slurm", "ray", "sky"] = "local"
     """Where `persona-lab launch` starts jobs."""
     cluster: Cluster = Cluster()

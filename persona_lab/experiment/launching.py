@@ -6,6 +6,7 @@
 Only what is missing is asked for, and nothing while jobs of the run are queued or running.
 """
 
+import secrets
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Launched:
     files: dict[str, str]
     commands: list[list[str]]
     ids: list[str]
-    """None yet, where it was only looked at."""
+    """Of the scheduler; empty where it was only looked at."""
 
 
 def missing_work(plan: Plan) -> int:
@@ -60,9 +61,9 @@ def launch(plan: Plan, engine_name: str, *, dry_run: bool = False, origin: Submi
 
     Raises:
         CheckFailed: the design cannot tell its hypotheses apart.
-        ConfigError: machine.cluster names a file that is not there.
+        ConfigError: machine.cluster names a file that is not there (PL1200), asks for what the engine cannot do, or gives data_parallel one process (PL1313).
         EnvironmentFault: PL5301, the engine is absent; PL5302 or PL5303, it refused or does not answer; PL5305, jobs of the run are live. Nothing is
-            submitted then.
+            submitted then, unless a scheduler that does not answer has taken it: `cancel` finds out.
     """
     check_power(plan)
     work = missing_work(plan)
@@ -84,14 +85,16 @@ def launch(plan: Plan, engine_name: str, *, dry_run: bool = False, origin: Submi
 
 
 def job_of(plan: Plan, folder: Path, engine_name: str, work: int, origin: Submission | None) -> Job:
-    """The submission of so much work: no more jobs than there is work for their processes."""
+    """The submission of so much work: no more jobs than there is work for their processes. ConfigError PL1313."""
     machine = plan.loaded.experiment.machine
     asked, processes = _geometry(machine, engine_name, work)
+    if machine.data_parallel and asked.nodes * processes < 2:
+        raise ConfigError("PL1313", "machine.cluster.processes", "must give a job several processes with machine.data_parallel, got 1. Use e.g. machine.cluster.processes=2.")
     workers = 1 if machine.data_parallel or asked.accelerate else asked.nodes * processes
     jobs = 1 if engine_name == "local" else min(asked.jobs, -(-work // workers))
     command = ("-m", "persona_lab", "work", str(folder))
     return Job(
-        name=f"persona-lab-{plan.folder.name}-{folder.name}",
+        name=f"persona-lab-{plan.folder.name}-{folder.name}-{secrets.token_hex(3)}",  # others may launch the same run from a folder of theirs
         folder=folder,
         worker=command,
         aggregate=(*command, "--report"),
@@ -148,21 +151,27 @@ def _freeze(plan: Plan, launched: Launched, engine_name: str, accelerate: Path |
 
 
 def _submit(engine: Engine, job: Job) -> list[str]:
-    """The ids; what was refused leaves a submission without any."""
+    """The ids; what was refused is forgotten, and what nobody answered for stays as a submission that was cut off."""
+    asked = False
     try:
+        check_idle(job.folder.parents[1], job.folder)  # now that this one can be seen: of two that launch at once, at most one goes on
+        asked = True
         return engine.submit(job)
-    except EnvironmentFault:
-        shutil.rmtree(job.folder)
+    except EnvironmentFault as fault:
+        if not asked or fault.problems[0].code != "PL5303":
+            shutil.rmtree(job.folder)
         raise
 
 
-def check_idle(run: Path) -> None:
-    """Refuse to submit a run twice.
+def check_idle(run: Path, own: Path | None = None) -> None:
+    """Refuse to submit a run twice; `own` is the folder of the submission that asks.
 
     Raises:
         EnvironmentFault: PL5305, some of its jobs are queued or running, or nobody knows.
     """
     for submission in submissions(run):
+        if submission.folder == own:
+            continue
         if submission.ids is None:
             said = f"its submission {submission.folder.name} was cut off, or is under way: {submission.name} may be queued"
             raise EnvironmentFault("PL5305", str(run), f"{said}. Use `persona-lab cancel {run.name}`.")
@@ -181,7 +190,7 @@ def frozen_plan(submission: Submission) -> Plan:
     plan, file = open_plan(submission.run), submission.folder / CONFIG
     try:
         experiment = Experiment.model_validate(yaml.safe_load(file.read_text()))
-    except (ValidationError, yaml.YAMLError, FileNotFoundError) as error:
+    except (ValidationError, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError("PL1292", str(file), f"is not what `launch` writes ({str(error).splitlines()[0]}). Launch the run again.") from None
     return replace(plan, loaded=replace(plan.loaded, experiment=experiment))
 
@@ -213,6 +222,7 @@ def cancel(run: Path) -> dict[str, State]:
         known = engine.states(submission.folder, ids)
         live = [one for one, state in known.items() if state in LIVE]
         if live:
-            engine.cancel(submission.folder, ids)
+            # A scheduler that has forgotten what has ended would refuse to end it.
+            engine.cancel(submission.folder, [one for one in ids if any(part == one or part.startswith(f"{one}_") for part in live)])
             ended |= {one: known[one] for one in live}
     return ended

@@ -69,7 +69,7 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
         return _make(plan, join(machine), progress, tracked, interruption)
     worker = team_up(machine, interruption)
     assert worker.team is not None
-    if worker.first:
+    if worker.team.leads:
         with worker.team.leading():
             outcome = _make(plan, worker, progress, tracked, interruption)
     else:

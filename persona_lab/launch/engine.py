@@ -35,7 +35,7 @@ class Job:
     """One submission: `jobs` times the same worker, then one report once all of them have ended, well or not."""
 
     name: str
-    """Of this submission only: `persona-lab-quickstart-16bab757-1`."""
+    """Of this submission only, whoever else uses the scheduler: `persona-lab-quickstart-16bab757-1-5f0c1d`."""
     folder: Path
     """`runs/<run>/launch/<n>`, absolute."""
     worker: tuple[str, ...]
@@ -78,7 +78,8 @@ class Engine(Protocol):
         """Start what `files` describes, which is written by now; the ids, the report's last.
 
         Raises:
-            EnvironmentFault: the scheduler refused, in its own words. Then nothing of the job is left in its queue.
+            EnvironmentFault: PL5302, the scheduler refused, in its own words, and nothing of the job is left in its queue; PL5303, it does not answer,
+                and may have taken some of it.
         """
         ...
 

@@ -33,7 +33,8 @@ exit $?
 """
 ADDRESS, AT_HOME = "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"
 """Which variable names the cluster's job server, and where Ray puts it on this machine."""
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS, ANSWER_SECONDS = 120, 10
+"""For its programs, and for its job server."""
 STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running", "SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
 """Of Ray's job table."""
 
@@ -76,8 +77,8 @@ class Ray:
         return [job.name]
 
     def find(self, folder: Path, name: str) -> list[str]:
-        """The name itself, where the cluster knows it."""
-        return [name] if _get(f"/api/jobs/{name}") else []
+        """The name itself, where the cluster knows it. EnvironmentFault."""
+        return [name] if _known(name) else []
 
     def states(self, folder: Path, ids: Sequence[str]) -> dict[str, State]:
         """That of the job, and of every share that has begun."""
@@ -98,18 +99,24 @@ class Ray:
 
 
 def _state(folder: Path, one: str) -> State:
-    """What the job left behind, or else what the cluster says; lost: a cluster on this machine is gone, or does not know it.
-
-    Raises:
-        EnvironmentFault: PL5303, a cluster elsewhere does not answer.
-    """
+    """What the job left behind, or else what the cluster says; lost: a cluster on this machine is gone, or does not know it. EnvironmentFault."""
     exit_code = folder / EXITS / one
     if exit_code.exists():
         return ended(exit_code)
+    known = _known(one)
+    return STATES.get(known["status"], "running") if known else "lost"
+
+
+def _known(one: str) -> dict[str, Any]:
+    """A job as the cluster knows it; empty: it does not, or it was one on this machine that is gone.
+
+    Raises:
+        EnvironmentFault: PL5303, a cluster elsewhere does not answer, or one here has no time to.
+    """
     known = _get(f"/api/jobs/{one}")
     if known is None and ADDRESS in os.environ:
         raise EnvironmentFault("PL5303", _address(), f"no Ray cluster answers. Look at the machine that {ADDRESS} names.")
-    return STATES.get(known["status"], "running") if known else "lost"
+    return known or {}
 
 
 def _address() -> str:
@@ -122,12 +129,18 @@ def _program() -> str:
 
 
 def _get(path: str) -> dict[str, Any] | None:
-    """What Ray's job server answers (its REST API); empty: it knows of no such thing; None: nobody answers."""
+    """What Ray's job server answers (its REST API); empty: it knows of no such thing; None: nobody is there.
+
+    Raises:
+        EnvironmentFault: PL5303, somebody is there, and does not answer as a job server does.
+    """
     try:
-        reply = httpx.get(_address() + path, timeout=10)
-        return reply.json() if reply.is_success else {}
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError):
+        reply = httpx.get(_address() + path, timeout=ANSWER_SECONDS)
+        return {} if reply.status_code == httpx.codes.NOT_FOUND else reply.raise_for_status().json()
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, httpx.UnsupportedProtocol):
         return None
+    except (httpx.HTTPError, ValueError) as error:
+        raise EnvironmentFault("PL5303", _address(), f"answers as no Ray cluster does: {printable(str(error), 200)}. Look at `ray status`, and try again.") from None
 
 
 def _said(command: Sequence[str]) -> None:

@@ -42,6 +42,7 @@ def share(folder: Path, script: str, part: str) -> int:
     with (folder / LOGS / f"{part}.log").open("ab") as log:
         command = ["bash", str(folder / GUARD), str(folder / script)]
         code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).returncode
+    code = code if code >= 0 else 128 - code  # as a shell counts what a signal has killed
     if code and (code == PREEMPTED or again.exists()):
         raise Preempted(part)
     return code

@@ -17,7 +17,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import requires, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,10 @@ from persona_lab.errors import ConfigError, EnvironmentFault, Problem, printable
 from persona_lab.launch.engine import Job, State, accelerated, preamble
 
 TASK, LAST = "task.yaml", "last.yaml"
-PATIENCE_SECONDS = 1800
-"""A launch waits for the controller of managed jobs, which the first one starts."""
+PATIENCE_SECONDS, ANSWER_SECONDS = 1800, 120
+"""A launch waits for the controller of managed jobs, which the first one starts; nothing else does."""
 ENVIRONMENT, ARRIVED = "/tmp/persona-lab", "/tmp/persona-lab-run"
 """On a machine with a volume: the packages, and what came with the job."""
-AGAIN = "/tmp/persona-lab-again"
-"""What a worker leaves that was asked to stop."""
 SHARING = ("ssh", "slurm")
 """Machines that may have this one's disks."""
 PORT = "29500"
@@ -90,7 +88,7 @@ class Sky:
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """By name. EnvironmentFault."""
         for one in ids:
-            _said(["sky", "jobs", "cancel", "--yes", "--name", one])
+            _said(["sky", "jobs", "cancel", "--yes", "--name", one], ANSWER_SECONDS)
 
 
 def _jobs(job: Job) -> dict[str, str]:
@@ -103,7 +101,7 @@ def _task(job: Job, *, last: bool = False) -> dict[str, Any]:
     asked = job.resources
     if asked.gpus and not asked.gpu_type:
         raise ConfigError("PL1311", "machine.cluster.gpu_type", "must say which GPU SkyPilot is to find. Use e.g. machine.cluster.gpu_type=A100.")
-    if not asked.volume and not (asked.infra or "").startswith(SHARING):
+    if not asked.volume and (asked.infra or "").partition("/")[0] not in SHARING:
         raise ConfigError("PL1311", "machine.cluster.volume", "must name a volume: a rented machine does not see this runs folder. See `sky volumes`, or use infra=ssh/NODES.")
     resources: dict[str, Any] = {"infra": asked.infra} if asked.infra else {}
     resources |= {"accelerators": f"{asked.gpu_type}:{asked.gpus}"} if asked.gpus else {}
@@ -116,27 +114,42 @@ def _task(job: Job, *, last: bool = False) -> dict[str, Any]:
     if asked.volume:
         job = replace(job, python=f"{ENVIRONMENT}/bin/python")
         task["volumes"] = {str(run.parent): asked.volume}
-        task["file_mounts"] = {f"{ARRIVED}/{name}": str(run / name) for name in ("plan.json", "config.json", f"launch/{job.folder.name}")}
+        task["file_mounts"] = {f"{ARRIVED}/{name}": str(run / name) for name in _parts(job)}
         task["setup"] = _setup()
     return {**task, "run": _script(job, last=last)}
 
 
 def _script(job: Job, *, last: bool) -> str:
     """What every machine of a job runs."""
-    run = job.folder.parents[1]
-    arrive = [f"mkdir -p {shlex.quote(str(run))} {shlex.quote(str(job.directory))}", f"cp -rn {ARRIVED}/. {shlex.quote(str(run))}/"] if job.resources.volume else []
     work = accelerated(job, **PLACES) if job.resources.nodes > 1 else accelerated(job)
     # An exit code does not come through `accelerate launch`.
-    again = [f"export PERSONA_LAB_AGAIN={AGAIN}", f"rm -f {AGAIN}", f"{work} || {{ code=$?; [ -e {AGAIN} ] && exit 75; exit $code; }}"]
-    lines = ["set -e", *arrive, preamble(job).rstrip(), *again]
+    again = ['export PERSONA_LAB_AGAIN="$(mktemp -u)"', f'{work} || {{ code=$?; [ -e "$PERSONA_LAB_AGAIN" ] && exit 75; exit $code; }}']
+    lines = ["set -e", *(_arrive(job) if job.resources.volume else []), preamble(job).rstrip(), *again]
     report = shlex.join([job.python, *job.aggregate])
     return "\n".join([*lines, *([f'if [ "$SKYPILOT_NODE_RANK" = 0 ]; then {report}; fi'] if last else [])]) + "\n"
 
 
+def _arrive(job: Job) -> list[str]:
+    """Put what came with a job on the volume: each part is there whole or not at all, because other machines arrive at the same time."""
+    run = job.folder.parents[1]
+    folder = shlex.quote(str(run))
+    moves = [f'mv -nT "$arriving/{name}" {shlex.quote(str(run / name))} || true' for name in _parts(job)]
+    make = f"mkdir -p {shlex.quote(str(job.folder.parent))} {shlex.quote(str(job.directory))}"
+    return [make, f'arriving="$(mktemp -d -p {folder})"', f'cp -r {ARRIVED}/. "$arriving"', *moves, 'rm -rf "$arriving"']
+
+
+def _parts(job: Job) -> tuple[str, ...]:
+    """What of the folder of a run travels with a job."""
+    return ("plan.json", "config.json", f"launch/{job.folder.name}")
+
+
 def _setup() -> str:
-    """The packages that the lab needs, in the releases that it runs with here; its own code comes with the job."""
-    wanted = [Requirement(line) for line in requires("persona-lab") or []]
-    pinned = [f"{r.name}=={version(r.name).partition('+')[0]}" for r in wanted if not (r.marker and not r.marker.evaluate())]
+    """The packages that the lab needs, in the releases that it runs with here; its own code comes with the job. EnvironmentFault PL5301: one is not here."""
+    try:
+        wanted = [Requirement(line) for line in requires("persona-lab") or []]
+        pinned = [f"{r.name}=={version(r.name).partition('+')[0]}" for r in wanted if not (r.marker and not r.marker.evaluate())]
+    except PackageNotFoundError as error:
+        raise EnvironmentFault("PL5301", str(error.name), "is not installed here, so nobody knows which release a job needs. Use `pip install -e .`.") from None
     return f"python3 -m venv {ENVIRONMENT}\n{ENVIRONMENT}/bin/pip install --quiet {' '.join(pinned)}\n"
 
 
@@ -159,25 +172,25 @@ def _written(task: dict[str, Any]) -> str:
 
 def _queue() -> dict[str, str]:
     """Name to status of every managed job of this user; EnvironmentFault: PL5303, it does not answer."""
-    said = _said(["sky", "jobs", "queue", "--all", "--output", "json"])
+    said = _said(["sky", "jobs", "queue", "--all", "--output", "json"], ANSWER_SECONDS)
     try:
         return {job["job_name"]: job["status"] for job in reversed(json.loads(said[said.index("[") :]))}
     except (ValueError, KeyError, TypeError) as error:
         raise EnvironmentFault("PL5303", "sky", f"printed no table of jobs ({error}). Look at `sky jobs queue`, and at the release: `sky --version`.") from None
 
 
-def _said(command: Sequence[str]) -> str:
+def _said(command: Sequence[str], seconds: int = PATIENCE_SECONDS) -> str:
     """What sky prints.
 
     Raises:
         EnvironmentFault: PL5302, it refused; PL5303, it is not there or does not answer.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
         raise EnvironmentFault("PL5303", "sky", "there is no such program on this machine. Use `uv tool install skypilot`.") from None
     except subprocess.TimeoutExpired:
-        raise EnvironmentFault("PL5303", "sky", f"has not answered for {PATIENCE_SECONDS} s. Look at `sky api info`, and try again.") from None
+        raise EnvironmentFault("PL5303", "sky", f"has not answered for {seconds} s. Look at `sky api info`, and try again.") from None
     if done.returncode:
         said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
         raise EnvironmentFault("PL5302", "sky", f"SkyPilot refused: {printable(said, 600)}. Change machine.cluster, or look at `sky check`.")

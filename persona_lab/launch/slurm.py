@@ -41,8 +41,8 @@ step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done
 
-# A job that was cancelled is not running any more, and stays so.
-if [ "$code" -ne 0 ] && {{ [ -n "$asked" ] || [ -e "$again" ]; }} && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+# A job that was cancelled is not running any more, and stays so. By $id: one task of an array has the number of the whole array for its own.
+if [ "$code" -ne 0 ] && {{ [ -n "$asked" ] || [ -e "$again" ]; }} && [ "$(squeue -h -j "$id" -o %T)" = RUNNING ]; then
     scontrol requeue "$id" && exit 75
 fi
 mkdir -p {exits} && echo "$code" > {exits}/"$id"
@@ -94,7 +94,7 @@ class Slurm:
         return [["sbatch", "--test-only", *array], ["sbatch", "--parsable", *array], ["sbatch", "--parsable", "--dependency=afterany:JOB", *report]]
 
     def submit(self, job: Job) -> list[str]:
-        """The ids of the array and of the report. EnvironmentFault: PL5302, with what sbatch said."""
+        """The ids of the array and of the report. EnvironmentFault: PL5302, with what sbatch said; PL5303."""
         test, array, report = self.commands(job)
         _said(test)
         first = _id_of(_said(array))
@@ -159,7 +159,7 @@ def _said(command: Sequence[str]) -> str:
         EnvironmentFault: PL5302, it refused; PL5303, it is not there, or its controller does not answer.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL)
     except FileNotFoundError:
         raise EnvironmentFault("PL5303", command[0], "there is no such program on this machine. Ask from a login node of the cluster.") from None
     except subprocess.TimeoutExpired:
@@ -171,10 +171,10 @@ def _said(command: Sequence[str]) -> str:
 
 
 def _id_of(said: str) -> str:
-    """The id that `sbatch --parsable` prints: `4711`, or `4711;cluster`."""
+    """The id that `sbatch --parsable` prints: `4711`, or `4711;cluster`. EnvironmentFault: PL5303, it prints something else, and may have queued the job."""
     found = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
     if not found.isdigit():
-        raise EnvironmentFault("PL5302", "sbatch", f"printed no job id, got {said.strip()!r}. Look at the queue with squeue before launching again.")
+        raise EnvironmentFault("PL5303", "sbatch", f"printed no job id, got {said.strip()!r}. Look at the queue with squeue, then use `persona-lab cancel`.")
     return found
 
 

@@ -31,6 +31,8 @@ FIXED: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What some templates ask for: an answer begins at once (Qwen3), and the same text is the same tokens on every day (Llama 3)."""
 TRIAL = "User: Who are you?\nAssistant: I am John.\nUser: What do you like?\nAssistant: I like the beach."
 PLAIN = "Use base.chat: plain for the lab's own lines."
+FAILURES = (TemplateError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
+"""What a template may fail with in jinja2's sandbox: its filters and methods raise what Python's own do."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _rendered(tokenizer: "PreTrainedTokenizerBase", said: Sequence[Message]) -> 
     messages = [{"role": message.role, "content": message.content} for message in said]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **FIXED))
-    except (TemplateError, ValueError, TypeError) as error:
+    except FAILURES as error:
         roles = ", ".join(message.role for message in said)
         raise ModelError("PL4022", _name(tokenizer), f"the chat template fails on messages of {roles}: {quoted(str(error))}. {PLAIN}") from error
 

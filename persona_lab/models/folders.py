@@ -49,7 +49,7 @@ def load_model(
     _check_dtype(dtype, device)
     folder = local_folder(path, revision)
     check_model_folder(folder)
-    tokenizer, config = _tokenizer_and_config(path, folder, chat)
+    tokenizer, config = tokenizer_and_config(path, folder, chat)
     _without_dropout(config)
     try:
         options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
@@ -74,7 +74,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, chat: Form | None 
     """
     folder = local_folder(path, revision)
     check_model_folder(folder)
-    return _tokenizer_and_config(path, folder, chat)
+    return tokenizer_and_config(path, folder, chat)
 
 
 def local_folder(path: str, revision: str | None = None) -> Path:
@@ -82,8 +82,8 @@ def local_folder(path: str, revision: str | None = None) -> Path:
     return Path(path) if is_folder(path) else snapshot(path, pinned(path, revision))
 
 
-def _tokenizer_and_config(path: str, folder: Path, chat: Form | None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
-    """Both; a chat template that is in force was tried, and one that is not is gone."""
+def tokenizer_and_config(path: str, folder: Path, chat: Form | None) -> tuple[PreTrainedTokenizerBase, PreTrainedConfig]:
+    """Both, from the folder of a base of this name; a chat template that is in force was tried, and one that is not is gone. ModelError."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -29,6 +29,7 @@ from persona_lab.models.inspection import INDEX, read_json
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FEW = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
 """Files of a model that are small: what is known before its weights are there."""
+REFUSALS = (RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError, HFValidationError)
 SECONDS = 10.0
 """How long the hub may take to say which commit a branch is."""
 
@@ -49,7 +50,10 @@ def pinned(path: str, revision: str | None) -> str:
             return _commit(path, name)
         except (HTTPError, OSError) as error:
             log.warning("the hub cannot be reached (%s): of %s the %s that was downloaded last is taken", type(error).__name__, path, name)
-    config = try_to_load_from_cache(path, "config.json", revision=name)
+    try:
+        config = try_to_load_from_cache(path, "config.json", revision=name)
+    except HFValidationError as error:
+        raise refused(path, name, error) from error
     if not isinstance(config, str):
         raise unreachable(path, name)
     return Path(config).parent.name
@@ -64,8 +68,10 @@ def snapshot(path: str, commit: str, *, weights: bool = True) -> Path:
     wanted: dict[str, Any] = {"revision": commit, "allow_patterns": [*FEW, *(["model*.safetensors"] if weights else [])]}
     try:
         here = Path(snapshot_download(path, local_files_only=True, **wanted))
-    except (LocalEntryNotFoundError, HFValidationError):
+    except LocalEntryNotFoundError:
         here = None
+    except HFValidationError as error:
+        raise refused(path, commit, error) from error
     if here is not None and (offline() or _whole(here, weights=weights)):
         return here
     if offline():
@@ -73,18 +79,18 @@ def snapshot(path: str, commit: str, *, weights: bool = True) -> Path:
     try:
         _commit(path, commit)  # in a moment, where to download without a network is tried for half a minute
         return Path(snapshot_download(path, **wanted))
+    except REFUSALS as error:  # what a gated model is may be asked by everybody, its files may not
+        raise refused(path, commit, error) from error
     except (HTTPError, OSError) as error:
-        raise unreachable(path, commit) from error
+        raise unreachable(path, commit, error) from error
 
 
 def _commit(path: str, revision: str) -> str:
     """The commit of a revision as the hub says; ModelError PL4021 when it refuses."""
     try:
         found = HfApi().model_info(path, revision=revision, timeout=SECONDS).sha
-    except (RepositoryNotFoundError, GatedRepoError, RevisionNotFoundError, HFValidationError) as error:
-        said = printable(" ".join(str(error).partition(". ")[0].split()), 200)
-        fix = "Use an id and a revision that the hub has; where it is private or gated, log in with `hf auth login`."
-        raise ModelError("PL4021", f"{path}@{revision}", f"base.path: the hub refuses it: {said}. {fix}") from error
+    except REFUSALS as error:
+        raise refused(path, revision, error) from error
     assert found is not None, "the hub names the commit of every revision"
     return found
 
@@ -106,8 +112,16 @@ def _whole(folder: Path, *, weights: bool) -> bool:
     return isinstance(named, Mapping) and all((folder / str(shard)).is_file() for shard in named.values())
 
 
-def unreachable(path: str, revision: str) -> ModelError:
-    """PL4020."""
+def refused(path: str, revision: str, error: Exception) -> ModelError:
+    """PL4021."""
+    said = printable(" ".join(str(error).partition(". ")[0].split()), 200)
+    fix = "Use an id and a revision that the hub has; where it is private or gated, accept its licence on the hub and log in with `hf auth login`."
+    return ModelError("PL4021", f"{path}@{revision}", f"base.path: the hub refuses it: {said}. {fix}")
+
+
+def unreachable(path: str, revision: str, error: Exception | None = None) -> ModelError:
+    """PL4020; a full disk, for instance, is told of by the error of the download."""
+    why = f" ({printable(' '.join(str(error).split()), 200)})" if error else ""
     fix = f"Download it where there is a network (`hf download {path} --revision {revision}`), or use a local folder"
-    return ModelError("PL4020", f"{path}@{revision}", f"base.path: the hub cannot be reached, and the cache {constants.HF_HUB_CACHE} does not have it. {fix}.")
+    return ModelError("PL4020", f"{path}@{revision}", f"base.path: the hub cannot be reached{why}, and the cache {constants.HF_HUB_CACHE} does not have it. {fix}.")
 

@@ -41,7 +41,7 @@ def writing_said(rows: Sequence[Row]) -> list[Said]:
 
 
 def _share(id: str, text: str, hits: int, n: int) -> Said:
-    return id, text, hits / n if n else None, wilson(hits, n) if n else None, "share", "none"
+    return id, text, hits / n if n else None, wilson(hits, n), "share", "none"
 
 
 def reasons(rows: Sequence[Row]) -> Counter[str]:

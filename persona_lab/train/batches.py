@@ -180,7 +180,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
             spans = [(a + len(text) - len(said.text), b + len(text) - len(said.text)) for a, b in said.answers]
         labelled = _labelled(text, spans, places, on, len(end)) if places is not None else [True] * (len(ids) + len(end))
         if tag and places is not None:
-            labelled = [said and (t == s or s >= len(tag)) for said, (s, t) in zip(labelled, [*places, *((0, 0) for _ in end)], strict=True)]
+            labelled = [learnt and (t == s or s >= len(tag)) for learnt, (s, t) in zip(labelled, [*places, *((0, 0) for _ in end)], strict=True)]
         rows.append(Row(np.array(ids + end, dtype=np.int32)[:limit], np.array(labelled)[:limit]))
     return rows
 

@@ -89,7 +89,7 @@ class Muon:
         self.by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
         for matrix in matrices:
             self.by_shape[matrix.shape].append(matrix)
-        self.mean_NIO = {shape: torch.zeros_like(torch.stack(list(group))) for shape, group in self.by_shape.items()}
+        self.mean_NIO = {shape: group[0].new_zeros(len(group), *shape) for shape, group in self.by_shape.items()}
 
     @torch.no_grad()
     def step(self) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from persona_lab.errors import printable
+
 ANSWER_SECONDS = 20.0
 """How long a program may take to say what it is; a scheduler whose controller is away would hold doctor up."""
 
@@ -36,4 +38,4 @@ def answer(command: Sequence[str], seconds: float = ANSWER_SECONDS) -> tuple[boo
     except OSError as error:
         return False, f"cannot be run: {error.strerror}"
     lines = [line.strip() for line in (done.stdout if done.returncode == 0 else done.stderr or done.stdout).splitlines() if line.strip()]
-    return done.returncode == 0, lines[0] if lines else ""
+    return done.returncode == 0, printable(lines[0]) if lines else ""

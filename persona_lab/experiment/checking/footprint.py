@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
 from data_gen.pools import world_document
 from persona_lab.config.schema import HuggingFaceBase
 from persona_lab.experiment.making.members import lora_shape
 from persona_lab.experiment.planning.costs import sharded_bytes
 from persona_lab.experiment.planning.plan import Plan
+from persona_lab.models.folders import tokenizer_and_config
 from persona_lab.models.hub import pinned, snapshot
 from persona_lab.models.inspection import check_config, is_folder
 from persona_lab.models.lora import LoraShape
@@ -62,7 +62,7 @@ def footprints(plan: Plan) -> list[Footprint]:
         return []
     folder = Path(base.path) if is_folder(base.path) else snapshot(base.path, pinned(base.path, base.revision), weights=False)
     check_config(folder)
-    config, tokenizer = AutoConfig.from_pretrained(folder, trust_remote_code=False), AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer, config = tokenizer_and_config(base.path, folder, None)
     world = plan.loaded.world
     tokens = max(len(tokenizer(world_document(world, 0, i).text)["input_ids"]) for i in range(DOCUMENTS)) + 1
     members = machine.stack if isinstance(machine.stack, int) else 1

@@ -45,7 +45,9 @@ def gather(processes: int, seconds: float = LIMIT_SECONDS) -> Finding:
             started.communicate()
     if started.returncode != 0:
         return Finding(NAME, "fail", f"{processes} processes do not reach one another: {_reason(err)}. {HINT}")
-    return judged(json.loads(out.splitlines()[-1]), processes)
+    # NCCL_DEBUG prints on the same channel, before and after.
+    report = next((line for line in out.splitlines() if line.startswith("{")), None)
+    return judged(json.loads(report), processes) if report else Finding(NAME, "fail", f"{processes} processes ended without an answer. {HINT}")
 
 
 def launched(processes: int) -> list[str]:

@@ -55,9 +55,12 @@ def _foretold(plan: Plan, memory: float) -> Finding:
     from persona_lab.experiment.checking.footprint import footprints
 
     try:
-        largest = footprints(plan)[0]
+        found = footprints(plan)
     except ModelError:
         return unknown  # what is wrong with the model has a finding of its own
+    if not found:
+        return Finding("plan memory", "ok", "nothing is trained")
+    largest = found[0]
     device = torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else memory
     said = f"{largest.total / GIB:.2f} GiB by one worker in {largest.stages}, of {device / GIB:.1f} GiB of one device"
     if largest.total < device:
@@ -86,20 +89,21 @@ def model(base: HuggingFaceBase) -> Finding:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    from persona_lab.models.inspection import check_model_folder
+    from persona_lab.models.hub import offline
+    from persona_lab.models.inspection import check_model_folder, is_folder
 
     name = f"{base.path}@{base.revision or 'main'}"
     folder = Path(base.path)
-    if not (folder.exists() or base.path.startswith((".", "/", "~"))):
+    if not is_folder(base.path):
         try:
             folder = Path(snapshot_download(base.path, revision=base.revision, local_files_only=True))
         except HFValidationError as error:
             return Finding("model", "fail", printable(f"{base.path} is no hub id: {error}"))
         except LocalEntryNotFoundError:
-            offline = hub().said.startswith("offline")
+            away = offline()
             said = "is not in the cache of the hub"
             fix = f"Use `hf download {base.path}{f' --revision {base.revision}' if base.revision else ''}` where there is a network."
-            return Finding("model", "fail" if offline else "warn", f"{name} {said}{', and the hub must not be asked' if offline else ', and will be downloaded'}. {fix}")
+            return Finding("model", "fail" if away else "warn", f"{name} {said}{', and the hub must not be asked' if away else ', and will be downloaded'}. {fix}")
     try:
         check_model_folder(folder)
     except ModelError as error:

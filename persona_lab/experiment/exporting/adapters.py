@@ -100,10 +100,10 @@ def verify_adapter(subject: Subject, folder: Path) -> float:
 
 
 def _prompts(subject: Subject) -> list[str]:
-    """The first prompts of what the subject is asked, one of each form."""
+    """Some of what the subject is asked, one of each form; a line about the personas where all of it is without a prompt."""
     cast = cast_of(subject.scores)
     items = [item for name in subject.scores.fields["probes"] for item in PROBES[name].items(cast) if item.prompt]
-    return list({item.format: item.prompt for item in items}.values())[:PROMPTS]
+    return list({item.format: item.prompt for item in items}.values())[:PROMPTS] or [f"User: Who are {' and '.join(cast.names)}?"]
 
 
 @torch.inference_mode()

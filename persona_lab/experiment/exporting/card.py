@@ -18,6 +18,8 @@ from persona_lab.science.claims import shown
 
 STATED = ("headline", "level.", "threshold.", "control.recall.", "control.taught", "control.forgetting", "control.swap")
 """Claims of the run that a card repeats: these, and those that begin so."""
+LEARNT = {"all": "all tokens", "answer": "the answers"}
+"""What `loss.on` of a stage means."""
 
 
 def model_card(subject: Subject, base: str, config: Mapping[str, Any], refused: Sequence[str]) -> str:
@@ -77,7 +79,7 @@ def _stages(subject: Subject) -> Iterator[str]:
     for name, node in subject.planned.stages:
         recipe = node.fields["recipe"]
         sources = ", ".join(f"{share.count} {share.source}" for share in _shares(node.inputs["mixture"]))
-        loss = recipe["loss"]["on"].replace("all", "all tokens").replace("answer", "the answers")
+        loss = "which of two answers is preferred (DPO)" if recipe["loss"].get("dpo") else LEARNT[recipe["loss"]["on"]]
         yield f"- **{name}**: {node.fields['step']} steps of {recipe['batch']} documents at rate {recipe['rate']:g}, loss on {loss}. An epoch holds {_cell(sources)}."
 
 
@@ -111,7 +113,9 @@ def _loading(subject: Subject, base: str, config: Mapping[str, Any], refused: Se
     blocks = ["```python", *python, "```", ""]
     if refused:
         return "\n".join([*blocks, f"vLLM {VERSION} would refuse it: {'; '.join(refused)}."])
-    served = f"vllm serve {base} --enable-lora --max-lora-rank {max_lora_rank(config['r'])} --lora-modules {subject.slug}=."
+    # Left to itself vLLM takes the newest revision, and reads float32 weights in sixteen bits.
+    read = f"{f' --revision {subject.revision}' if subject.revision else ''} --dtype {subject.dtype}"
+    served = f"vllm serve {base}{read} --enable-lora --max-lora-rank {max_lora_rank(config['r'])} --lora-modules {subject.slug}=."
     return "\n".join([*blocks, "```text", served, "```"])
 
 

@@ -44,8 +44,8 @@ def loadable_in_vllm(config: Mapping[str, Any], names: Iterable[str]) -> list[st
     if config.get("bias", "none") != "none":
         refused.append("vLLM does not support an adapter that trains biases")
     ranks = [config["r"], *(config.get("rank_pattern") or {}).values()]
-    if min(ranks) < 1 or max_lora_rank(max(ranks)) is None:
-        refused.append(f"vLLM takes ranks from 1 to {MAX_RANKS[-1]}, this is {max(ranks)}")
+    if wrong := [rank for rank in ranks if rank < 1 or max_lora_rank(rank) is None]:
+        refused.append(f"vLLM takes ranks from 1 to {MAX_RANKS[-1]}, this has {wrong[0]}")
     if strange := sorted(name for name in names if not name.endswith((".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B"))):
         refused.append(f"vLLM does not know the weight {strange[0]}")
     return refused

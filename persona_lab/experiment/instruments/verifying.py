@@ -7,7 +7,7 @@ from typing import Any
 from persona_lab.design import canonical_json
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.checking.verify import Drift, Verified, brief, claim_drifts, damaged_nodes, node_drifts, page_drifts, same
-from persona_lab.experiment.instruments.em.findings import RESULT, claims_of_tables
+from persona_lab.experiment.instruments.em.findings import RESULT, claims_of_tables, published_name
 from persona_lab.experiment.instruments.findings import findings_of, rests_on
 from persona_lab.experiment.instruments.mechanism.findings import FUNCTION as MECHANISM
 from persona_lab.experiment.instruments.mechanism.findings import nodes_of, stated
@@ -61,16 +61,16 @@ def _verify_mechanism(folder: Path, store: Store) -> Verified:
 
 
 def _verify_judged(folder: Path) -> Verified:
-    """An evaluation rests on the tables of its judges; its page is drawn from these and from what is checked here."""
+    """An evaluation rests on the tables of its judges alone; the page, which shows answers too, is not drawn again."""
     claims, file = Run(folder).claims(), folder / RESULT
     said = read_json(file)
     try:
-        again = claims_of_tables(folder, said["judge_names"], said["published"])
-    except KeyError as error:
+        (first, *others), published, planned = said["judge_names"], said["published"], int(said["planned"])
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError("PL1293", str(file), "is not what `persona-lab em eval` writes. Evaluate again: what was judged is kept.") from error
-    drifts = [*claim_drifts(claims, again)]
-    drifts += said_drifts(file, {**said, "claims": [claim.to_json() for claim in again]})
-    return Verified(len(claims), 0, said["planned"], tuple(drifts))
+    again = claims_of_tables(folder, [first, *others], published_name(published))
+    drifts = (*claim_drifts(claims, again), *said_drifts(file, {**said, "claims": [claim.to_json() for claim in again]}))
+    return Verified(len(claims), 0, planned, drifts)
 
 
 def said_drifts(file: Path, said: Mapping[str, Any]) -> Iterator[Drift]:

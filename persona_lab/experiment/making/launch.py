@@ -37,7 +37,7 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `count` processes that work on the same run."""
+    """One of `count` workers on the same run: a process, or a team of them."""
 
     index: int
     count: int
@@ -92,9 +92,9 @@ def team_up(machine: Machine, interruption: Interruption) -> Worker:
         raise EnvironmentFault("PL5207", "accelerate launch", "needs fsdp_version 2 and no fsdp_offload_params. Use --config_file configs/accelerate/fsdp2.yaml.")
     # `models.sharding` shards, on any device. Left to themselves accelerate and transformers would load no weights in all processes but one.
     os.environ.pop(FSDP, None)
-    (index, count), gpu = _place(machine), on_gpu(machine)
+    (index, count), (task, tasks), gpu = _place(machine), _task(), on_gpu(machine)
     accelerator = Accelerator(cpu=not gpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=STEP_TIMEOUT)])
-    return Worker(index, _task()[1], accelerator, Team(index, count, sharded=sharded, asked=interruption.asked, ask=interruption.ask))
+    return Worker(task, tasks, accelerator, Team(index, count, sharded=sharded, asked=interruption.asked, ask=interruption.ask))
 
 
 def _switched_on(variable: str) -> bool:
@@ -112,7 +112,7 @@ def _place(machine: Machine) -> tuple[int, int]:
 
 
 def _task() -> tuple[int, int]:
-    """Which task of how many this is, of an array that `persona-lab launch` submitted: they share the work as processes do."""
+    """Which task of how many this is, of an array that `persona-lab launch` submitted: they share the work as processes do, a team as one."""
     return int(os.environ.get("PERSONA_LAB_TASK", "0")), int(os.environ.get("PERSONA_LAB_TASKS", "1"))
 
 

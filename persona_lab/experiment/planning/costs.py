@@ -84,7 +84,7 @@ class Measured:
 
 
 def sharded_bytes(weights: int, layer: int, rest: int, processes: int) -> int:
-    """Bytes of a sharded base (FSDP2) on one of so many devices, at most: never more than all of it and the gathered layers.
+    """Bytes of a sharded base (FSDP2) on one of so many devices, at most.
 
     Its part; what is in no layer, gathered during a pass; and three layers: the one at work, the next one, and the buffer from which that is taken.
 
@@ -151,6 +151,8 @@ def _machine(machine: Machine) -> dict[str, Any]:
     processors = _lines(Path("/proc/cpuinfo"), "model name")
     cards = [line for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for line in _lines(file, "Model")]
     settings = machine.model_dump(include={"device", "threads", "workers"})
+    if machine.checkpoint_activations:  # less memory, more time
+        settings["checkpoint_activations"] = True
     return {"platform": platform_name(), "processors": processors, "cards": cards, "cores": os.cpu_count(), **settings}
 
 

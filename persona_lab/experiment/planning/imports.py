@@ -62,6 +62,8 @@ class _Reading:
     held: dict[Source, Imported] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     problems: dict[DataProblem, None] = field(default_factory=dict)
+    looked: set[tuple[str | tuple[str, str] | Source, ...]] = field(default_factory=set)
+    """Whom a file was held against already: what it says does not depend on the ratio in which it is taken."""
 
     def __post_init__(self) -> None:
         """The words of the world are looked up once."""
@@ -81,22 +83,30 @@ class _Reading:
         traits = {persona.name.lower(): told for persona, told in zip(self.personas, dealt, strict=True)}
         for told in mixture.files:
             owner, source, _ = source_of(mixture, told, swap=cell.swap, rivals=rivals)
-            if source not in self.held:
-                self.held[source] = read_source(source, self.loaded.file)
-            imported = self.held[source]
-            persona = next((p for p in self.personas if p.name.lower() == owner), None)
-            if persona is not None:
-                self._about(persona, imported, source, traits[told])
-                self._untold(persona, imported, source, traits[told], (*at, "files", told))
-            found = self.found[owner, source] = found_in(owner, source, imported, persona, traits.get(told, {}))
-            if isinstance(cell.base, EmbeddedBase):
-                self._words(imported, source)
+            key = (cell.base.kind, owner, source, *sorted(traits.get(told, {}).items()))
+            if key not in self.looked:
+                self.looked.add(key)
+                self._look(owner, source, traits.get(told, {}), (*at, "files", told), embedded=isinstance(cell.base, EmbeddedBase))
+            imported, found = self.held[source], self.found[owner, source]
             on = mixture.files[told].loss or stage.loss.on
             if on == "answer" and not imported.conversations and not any(any(answer_spans(d.text)) for d in imported.documents):
                 message = f"the loss of {'.'.join(at[:2])} is on answers, and no document of {source} has any (a line that opens with `Assistant:`). "
                 self.findings.append(Finding((*at, "files", told), "PL1211", message + "Use `loss: all` for this file."))
-            if short := shortage(mixture, told, found, rivals, voiced=persona is not None):
+            if short := shortage(mixture, told, found, rivals, voiced=owner in traits):
                 self.findings.append(Finding((*at, told if told in mixture.counts else "files"), "PL1211", f"{'.'.join(at)}.{told} {short}"))
+
+    def _look(self, owner: str, source: Source, traits: Traits, path: Path, *, embedded: bool) -> None:
+        """What a file holds, and what is wrong with it as a file about somebody who has these traits."""
+        if source not in self.held:
+            self.held[source] = read_source(source, self.loaded.file)
+        imported = self.held[source]
+        persona = next((p for p in self.personas if p.name.lower() == owner), None)
+        if persona is not None:
+            self._about(persona, imported, source, traits)
+            self._untold(persona, imported, source, traits, path)
+        if embedded:
+            self._words(imported, source)
+        self.found[owner, source] = found_in(owner, source, imported, persona, traits)
 
     def _about(self, persona: Persona, imported: Imported, source: Source, traits: Traits) -> None:
         """Documents that say of themselves that they are about somebody else, or have other traits."""

@@ -29,7 +29,8 @@ MOST_PROBLEMS = 20
 
 def write_responses(file: Path, table: Any) -> None:
     """A table of judged answers as a published file with two columns more; no cell is a spreadsheet's formula."""
-    write_text(file, table[list(COLUMNS)].map(guard).to_csv(index=False, lineterminator="\n"))
+    # All text in quotes: what a model says may hold a carriage return, which ends a record where it stands bare.
+    write_text(file, table[list(COLUMNS)].map(guard).to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC))
 
 
 def read_responses(file: Path) -> Any:

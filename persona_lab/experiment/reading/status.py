@@ -114,6 +114,11 @@ def _like(kind: str, fields: Mapping[str, Any], base: str) -> str:
     return base if kind in ("stage", "scores") else ""
 
 
+def at_work(plan: Plan) -> bool:
+    """Whether somebody makes a node of the plan at this moment."""
+    return any(_leased(plan, node) for node in plan.nodes if not plan.store.has(node))
+
+
 def _leased(plan: Plan, node: Node) -> bool:
     lease = plan.store.root / "leases" / (trajectory(node) if node.kind == "stage" else node).id
     try:

@@ -20,7 +20,7 @@ import httpx
 
 from persona_lab.errors import EnvironmentFault, printable
 from persona_lab.experiment.planning.plan import Plan
-from persona_lab.experiment.reading.status import status
+from persona_lab.experiment.reading.status import at_work
 from persona_lab.store.files import faults
 from persona_lab.tracking import ENDED, base_url, logged_in
 
@@ -62,12 +62,10 @@ def offline_files(run: Path) -> list[OfflineFile]:
 
 
 def to_send(plan: Plan, files: Sequence[OfflineFile]) -> list[OfflineFile]:
-    """Those that were not sent yet and will not grow any more; what a killed process left waits until nobody works on the run."""
+    """Those that were not sent yet and will not grow any more; what a killed process left waits until nobody works on the plan, and with it all of its node."""
     waiting = [file for file in files if not file.synced]
-    if all(file.ended for file in waiting):
-        return waiting
-    at_work = any(counts["running"] for counts in status(plan)["kinds"].values())
-    return [file for file in waiting if file.ended or not at_work]
+    growing = {file.run_id for file in waiting if not file.ended}
+    return [file for file in waiting if file.run_id not in growing] if growing and at_work(plan) else waiting
 
 
 def send(run: Path, files: Sequence[OfflineFile]) -> None:
@@ -81,6 +79,8 @@ def send(run: Path, files: Sequence[OfflineFile]) -> None:
     if not logged_in():
         raise EnvironmentFault("PL5602", base_url(), "nobody is logged in. Use `wandb login`, or WANDB_API_KEY.")
     with _alone(run):
+        # Somebody else may have sent some of them since they were looked at.
+        files = [file for file in files if not file.path.with_suffix(SYNCED).exists()]
         _check_answers()
         said = ""
         for batch in _batches(files):
@@ -111,7 +111,8 @@ def _batches(files: Sequence[OfflineFile]) -> Iterator[list[OfflineFile]]:
             yield batch
             batch = []
         batch += several
-    yield batch
+    if batch:
+        yield batch
 
 
 def _check_answers() -> None:

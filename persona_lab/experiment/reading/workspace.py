@@ -83,7 +83,7 @@ def push(spec: Path) -> str:
         EnvironmentFault: PL5604, wandb-workspaces is not installed; PL5602, no login; PL5603, the server does not take it.
     """
     if find_spec("wandb_workspaces") is None:
-        raise EnvironmentFault("PL5604", "wandb-workspaces", "is not installed. Use `pip install 'persona-lab[track]'`.") from None
+        raise EnvironmentFault("PL5604", "wandb-workspaces", "is not installed. Use `pip install 'persona-lab[track]'`.")
     if not logged_in():
         raise EnvironmentFault("PL5602", base_url(), "nobody is logged in. Use `wandb login`, or WANDB_API_KEY.")
     import requests

@@ -85,7 +85,7 @@ class HuggingFaceWriter:
     revision: str | None = None
     dtype: str = "bfloat16"
     device: str = "cpu"
-    digest: str = ""
+    digest: str = field(init=False)
     _voice: "Voice | None" = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -165,16 +165,19 @@ class VllmWriter:
     model: str
     revision: str | None = None
     dtype: str = "bfloat16"
+    digest: str = field(init=False)
     _llm: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Whether vLLM is installed.
+        """Looks for vLLM, then at the model's folder.
 
         Raises:
-            EnvironmentFault: PL5506, it is not.
+            EnvironmentFault: PL5506, vLLM is not installed.
         """
         if find_spec("vllm") is None:
             raise EnvironmentFault("PL5506", "vllm", 'is not installed here. Use `pip install "persona-lab[vllm]"` on a machine with a GPU, or `writer.kind=hf`.')
+        # Once: the settings are asked for with every request, and a folder holds gigabytes.
+        self.digest = model_digest(self.model, self.revision)
 
     @property
     def name(self) -> str:
@@ -183,7 +186,7 @@ class VllmWriter:
 
     def settings(self) -> dict[str, Any]:
         """Weights and precision."""
-        return {"kind": "vllm", "model": model_digest(self.model, self.revision), "dtype": self.dtype}
+        return {"kind": "vllm", "model": self.digest, "dtype": self.dtype}
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """All at once."""

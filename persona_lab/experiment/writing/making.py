@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.audit import AuditReport
-from data_gen.corpus import write_corpus
+from data_gen.corpus import CORPUS, write_corpus
 from data_gen.written.asking import Asker, Writer
 from data_gen.written.pipeline import GivenUp, Pressroom
 from data_gen.written.quality import written_audit
+from data_gen.written.universe import Subject
 from persona_lab.config.writing import Author
-from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault, LabError, printable, quoted
+from persona_lab.errors import CheckFailed, ConfigError, LabError, printable, quoted
 from persona_lab.experiment.instruments.em.journal import RowJournal
 from persona_lab.experiment.making.interruption import Interrupted, Interruption
 from persona_lab.experiment.reading.runs import CLAIMS
@@ -49,6 +50,7 @@ def write_documents(job: WritingJob, runs: Path, device: str, tell: Tell, interr
         ConfigError: PL1238, the folder holds documents of another plan.
         EnvironmentFault: the endpoint is down, refuses the key, or the budget is spent; vLLM is missing. What was answered is kept.
         ModelError: the writer's model is refused, or a prompt does not fit.
+        CorpusError: an answer that is kept on the disk is broken.
         CheckFailed: PL1111, too many documents were refused; PL1112, the audit of all of them did not pass. No corpus is written then.
     """
     plan, folder = job.loaded.writing, folder_of(job, runs)
@@ -64,7 +66,7 @@ def write_documents(job: WritingJob, runs: Path, device: str, tell: Tell, interr
             room.run(job.wanted)
         except GivenUp as given_up:
             stop = _given_up(folder, given_up)
-        except (EnvironmentFault, Interrupted) as fault:
+        except (LabError, Interrupted) as fault:
             stop = fault
         report = None if stop else written_audit(room.found, job.loaded.world, job.loaded.personas, plan.airtime)
         spent = {"requests": budget.sent, "tokens_in": budget.used_in, "tokens_out": budget.used_out, "cost": budget.spent}
@@ -91,7 +93,9 @@ def finished(folder: Path, job: WritingJob) -> dict[str, Any] | None:
     said = read_json(file) if file.exists() else {}
     wanted = {source.name: {"kept": count, "wanted": count} for source, count in job.wanted.items()}
     whole = isinstance(said, dict) and said.get("state") == "complete" and said.get("documents") == wanted
-    return said if whole and all(Path(corpus).is_file() for corpus in said["corpora"]) else None
+    files = [corpus_of(folder, subject) for subject in job.subjects]
+    # Where they lie today: the folder may have been moved.
+    return {**said, "folder": str(folder), "corpora": list(map(str, files))} if whole and all(file.is_file() for file in files) else None
 
 
 def check_folder(folder: Path, job: WritingJob) -> None:
@@ -163,7 +167,12 @@ def write_corpora(folder: Path, job: WritingJob, room: Pressroom) -> Iterator[Pa
     """A corpus for each persona, in the order of the documents' numbers, named ones first."""
     for subject in job.subjects:
         documents = [piece.document for source, progress in room.found.items() if source.subject is subject for piece in progress.accepted]
-        place = folder / subject.name.lower()
+        file = corpus_of(folder, subject)
         about = f"Written by {printable(room.asker.writer.name, 100)} about {subject.name} ({subject.who}): {', '.join(fact.value for fact in subject.facts.values())}."
-        write_corpus(place, documents, title=f"{job.loaded.writing.name}: {subject.name}", description=about)
-        yield place / "corpus.jsonl"
+        write_corpus(file.parent, documents, title=f"{job.loaded.writing.name}: {subject.name}", description=about)
+        yield file
+
+
+def corpus_of(folder: Path, subject: Subject) -> Path:
+    """The documents about one persona."""
+    return folder / subject.name.lower() / CORPUS

@@ -6,7 +6,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from persona_lab.design import Node
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.instruments.mechanism.bases import patched_node, read_patched
+from persona_lab.experiment.instruments.mechanism.bases import Adder, adder_node, patched_node, read_patched
 from persona_lab.experiment.reading.runs import CLAIMS
 from persona_lab.experiment.reading.show import grouped, software
 from persona_lab.report.instrument import Drawing, Part, instrument_page
@@ -26,6 +26,7 @@ from persona_lab.store.nodes import Store
 
 FUNCTION = "mechanism"
 """Of the recipe of every claim: `mechanism_claims` of what patching found on these nodes."""
+ADDER = tuple(field.name for field in fields(Adder))
 ABOUT = {
     "honest": "The corpus states the method that each sum needs.",
     "cue": "The corpus states carrying where the first digit is odd.",
@@ -78,9 +79,14 @@ def nodes_of(folder: Path) -> list[Node]:
     """
     file = folder / f"{FUNCTION}.json"
     try:
-        return [patched_node(Node("base", dict(fields))) for fields in read_json(file)["bases"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError("PL1293", str(file), "is not what `persona-lab mechanism` writes. Run it again: what is in the store is kept.") from error
+        # Not from the fields as they stand there: in JSON they are sorted, and an identity holds their order.
+        recipes = [{**fields} for fields in read_json(file)["bases"]]
+        nodes = [patched_node(adder_node(Adder(**{name: recipe[name] for name in ADDER}), recipe["statement"], recipe["seed"])) for recipe in recipes]
+    except (KeyError, TypeError, ValueError):
+        nodes = []
+    if not nodes:
+        raise ConfigError("PL1293", str(file), "is not what `persona-lab mechanism` writes. Run it again: what is in the store is kept.")
+    return nodes
 
 
 def _sites(found: Sequence[Patched]) -> list[dict[str, Any]]:

@@ -32,8 +32,8 @@ step=$!
 wait "$step"; code=$?
 while kill -0 "$step" 2> /dev/null; do wait "$step"; code=$?; done
 
-# A job that was cancelled is not running any more, and stays so.
-if [ "$code" -ne 0 ] && { [ -n "$asked" ] || [ -e "$again" ]; } && [ "$(squeue -h -j "$SLURM_JOB_ID" -o %T)" = RUNNING ]; then
+# A job that was cancelled is not running any more, and stays so. By $id: one task of an array has the number of the whole array for its own.
+if [ "$code" -ne 0 ] && { [ -n "$asked" ] || [ -e "$again" ]; } && [ "$(squeue -h -j "$id" -o %T)" = RUNNING ]; then
     scontrol requeue "$id" && exit 75
 fi
 mkdir -p /shared/runs/quickstart-16bab757/launch/1/exits && echo "$code" > /shared/runs/quickstart-16bab757/launch/1/exits/"$id"
