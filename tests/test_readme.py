@@ -72,18 +72,18 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny(config: str, folder: Path) -> str:
-    """Settings that make an experiment as small as it can be."""
+def tiny(config: str, folder: Path, *, embedded: bool) -> str:
+    """Settings that make an experiment as small as it can be; an embedded base too."""
     content = yaml.safe_load((folder / config).read_text())
     steps = [f"stages.{stage}.{field}={size}" for stage in content["stages"] for field, size in (("steps", 2), ("batch", 4))]
     factors = [f"'factors.{RATIO}=[-1.386, 0, 1.386]'"] if RATIO in content.get("factors", {}) else []
-    return " ".join([*BASE, *steps, *factors, *MACHINE, "seeds=1", "samples=1", "underpowered=true"])
+    return " ".join([*(BASE if embedded else ()), *steps, *factors, *MACHINE, "seeds=1", "samples=1", "underpowered=true"])
 
 
 def run(command: str, folder: Path) -> str:
     """What is wrong with a command, run with the settings of a tiny experiment; empty when it does its work."""
     if found := re.search(r"(?:run|plan|generate|launch) (configs/\S+)", command):
-        command = f"{command} {tiny(found[1], folder)}"
+        command = f"{command} {tiny(found[1], folder, embedded='base=' not in command)}"
     if found := re.search(r"lab (measure|metric|mechanism) ", command):
         command = f"{command} --steps 2{' --samples 4 --ranks 1' if found[1] == 'measure' else ''}"
     if "lab em train " in command:
