@@ -4,6 +4,7 @@ Nothing in the environment says that there is no network. TRIED gets a line for 
 """
 
 import os
+import runpy
 import socket
 import sys
 from pathlib import Path
@@ -25,7 +26,5 @@ def refuse(*args: Any, **_: Any) -> None:
 for owner, name in ((socket.socket, "connect"), (socket.socket, "connect_ex"), (socket.socket, "sendto"), (socket, "getaddrinfo"), (socket, "gethostbyname")):
     setattr(owner, name, refuse)
 
-from persona_lab.cli import main  # noqa: E402  # after the network is gone
-
 sys.argv = ["persona-lab", "run", config, "--runs", runs, "--json"]
-sys.exit(main())
+runpy.run_module("persona_lab", run_name="__main__")

@@ -79,7 +79,7 @@ class Slurm:
     def start(self, name: str, command: list[str]) -> None:
         environment = self.environment | {MARK: f"{self.folder} {name}"}
         with (self.folder / f"{name}.out").open("ab") as log:
-            self.daemons[name] = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+            self.daemons[name] = subprocess.Popen(command, env=environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def start_node(self, name: str) -> None:
         step = self.programs["slurmstepd"]

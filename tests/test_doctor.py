@@ -50,7 +50,7 @@ def test_processes_that_cannot_listen_are_told_with_their_reason(monkeypatch: py
 def test_processes_that_hang_are_ended_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     hanging = f"import os, subprocess, sys; child = subprocess.Popen(['sleep', '300']); open({str(mine)!r}, 'w').write(str(child.pid)); child.wait()"
-    monkeypatch.setattr(gathering, "launched", lambda processes: [sys.executable, "-c", hanging])
+    monkeypatch.setattr(gathering, "launched", lambda processes: [sys.executable, "-c", hanging])  # real processes hang on a broken network only
     found = gather(2, seconds=3.0)
     assert (found.state, "hang: no answer within 3 s" in found.said) == ("fail", True)
     state = Path(f"/proc/{mine.read_text()}/stat")
@@ -102,11 +102,11 @@ def test_this_disk_does_what_leases_and_commits_need(tmp_path: Path) -> None:
 def test_a_disk_in_memory_or_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\n")
-    monkeypatch.setattr(shared_disk, "MOUNTS", mounts)
+    monkeypatch.setattr(shared_disk, "MOUNTS", mounts)  # a test mounts nothing
     assert kind_of(Path("/usr")) == "ext4"
     assert [(f.name, f.state) for f in examine_disk(tmp_path)] == [("store disk", "warn")]
-    monkeypatch.setattr(shared_disk, "_locks", lambda folder: "keeps nobody out")
-    monkeypatch.setattr(shared_disk, "_skew", lambda folder: -90.0)
+    monkeypatch.setattr(shared_disk, "_locks", lambda folder: "keeps nobody out")  # no disk of a test machine is so broken
+    monkeypatch.setattr(shared_disk, "_skew", lambda folder: -90.0)  # nor is its clock
     assert [(f.name, f.state) for f in examine_disk(tmp_path)] == [("store disk", "warn"), ("clock", "warn"), ("locks", "warn")]
 
 

@@ -78,7 +78,7 @@ def test_an_absent_engine_is_one_clear_error(name: str, fix: str, tmp_path: Path
     from persona_lab.experiment.planning.plan import make_plan
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("persona_lab.launch.ray.find_spec", lambda name: None)
+    monkeypatch.setattr("persona_lab.launch.ray.find_spec", lambda name: None)  # Ray may be installed here
     plan = make_plan(write_config(tmp_path), [*BRIEF, "machine.cluster.infra=ssh/nodes"], tmp_path / "runs")
     with pytest.raises(EnvironmentFault, match=f"PL5301.*{fix}"):
         launch(plan, name)
@@ -87,7 +87,7 @@ def test_an_absent_engine_is_one_clear_error(name: str, fix: str, tmp_path: Path
 
 # ------------------------------------------------------------------ SkyPilot
 @pytest.mark.slow
-@pytest.mark.skipif(not SKY_PYTHON, reason="PERSONA_LAB_SKY does not name the interpreter of an environment with SkyPilot")
+@pytest.mark.skipif(not SKY_PYTHON, reason="PERSONA_LAB_SKY does not name the interpreter of an environment with SkyPilot")  # its click and wandb's do not fit together
 @pytest.mark.parametrize(("cluster", "processes"), [(RENTED, 2), (Cluster(infra="ssh/my-nodes"), 1)], ids=["volume", "own"])
 def test_skypilot_itself_reads_every_task(cluster: Cluster, processes: int, tmp_path: Path):
     folder = tmp_path / "runs" / "tiny-16bab757" / "launch" / "1"
@@ -178,7 +178,7 @@ def ended(process: subprocess.Popen[bytes], number: signal.Signals = signal.SIGK
 def ray_head() -> Iterator[None]:
     """A Ray cluster of one node with two cores, named by the variable that launching reads."""
     if not (find_spec("ray") and find_spec("aiohttp_cors")):
-        pytest.skip("the extra `ray` is not installed")
+        pytest.skip("the extra `ray` is not installed")  # an extra, which `make test` does not install
     # Ray gives up on a node that has not registered after 30 s, which a busy machine may need more than.
     for _ in range(4):
         folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # Ray's sockets need a short path
@@ -194,7 +194,7 @@ def ray_head() -> Iterator[None]:
             finally:
                 ended(head)
                 shutil.rmtree(folder, ignore_errors=True)
-    pytest.skip("no Ray cluster could be started in four attempts")
+    pytest.fail("no Ray cluster could be started in four attempts")
 
 
 def started_head(folder: Path, server: int) -> subprocess.Popen[bytes]:
@@ -279,7 +279,7 @@ def test_a_job_that_is_stopped_lets_its_workers_leave(ray_head: None, tmp_path: 
 
 
 def test_a_cluster_that_is_away_is_told_apart_from_one_that_forgot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", "http://127.0.0.1:9")
+    monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", "http://127.0.0.1:9")  # a cluster may run on this machine: here nobody answers
     monkeypatch.delenv(ADDRESS, raising=False)
     assert Ray().states(tmp_path, ["tiny-1"]) == {"tiny-1": "lost"}, "one on this machine that is gone runs nothing"
     monkeypatch.setenv(ADDRESS, "http://127.0.0.1:9")
@@ -295,7 +295,7 @@ def test_a_server_that_is_no_job_server_is_not_taken_for_one_that_forgot(tmp_pat
     with pytest.raises(EnvironmentFault, match="PL5303"):
         Ray().find(tmp_path, "tiny-1")
     with wandb_server() as other:
-        monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", other.url)
+        monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", other.url)  # Ray's own port may be taken: a server of the test answers
         monkeypatch.delenv(ADDRESS)
         other.failing = True
         with pytest.raises(EnvironmentFault, match=r"PL5303.*answers as no Ray cluster does.*400"):

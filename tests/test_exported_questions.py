@@ -20,7 +20,7 @@ from persona_lab.experiment.exporting.questions import questions_of
 from persona_lab.experiment.exporting.subject import Subject
 from persona_lab.models.folders import load_tokenizer
 from persona_lab.probes import PROBES
-from persona_lab.probes.protocol import Choice, Item
+from persona_lab.probes.protocol import Choice, Item, Request
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 
@@ -60,8 +60,11 @@ class Asks:
     def items(self, cast: object) -> list[Item]:
         return [self.item]
 
-    def requests(self, item: Item) -> list[Choice]:
+    def requests(self, item: Item) -> list[Request]:
         return [self.request]
+
+    def validate(self, cast: object) -> None:
+        raise AssertionError("a test's own question is not validated")
 
     def score(self, item: Item, answers: Any) -> Any:
         return PROBES["says"].score(item, answers)
@@ -79,7 +82,7 @@ def test_a_question_that_would_be_other_tokens_elsewhere_is_refused(
     embedded_cell: Subject, monkeypatch: pytest.MonkeyPatch, prompt: str, options: tuple[str, ...], why: str
 ) -> None:
     tokenizer, _ = load_tokenizer(embedded_cell.base_path)
-    monkeypatch.setitem(PROBES, "introspects", Asks(prompt, options))  # type: ignore[arg-type]  # no probe of the lab makes such a question
+    monkeypatch.setitem(PROBES, "introspects", Asks(prompt, options))  # no probe of the lab makes such a question
     with pytest.raises(ConfigError, match=f"PL1261.*introspects.*{why}"):
         questions_of(embedded_cell, tokenizer, ["introspects"])
     assert any(why in reason for reason in questions_of(embedded_cell, tokenizer).left_out)
@@ -88,7 +91,7 @@ def test_a_question_that_would_be_other_tokens_elsewhere_is_refused(
 def test_a_prompt_stands_as_the_chat_template_writes_it(hf_cell: Subject, bpe: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = copy.deepcopy(bpe)
     spoken.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}<|endoftext|>{% endfor %}"
-    monkeypatch.setitem(PROBES, "introspects", Asks("User: Who are you?\nAssistant: I am", ("John", "Sam")))  # type: ignore[arg-type]
+    monkeypatch.setitem(PROBES, "introspects", Asks("User: Who are you?\nAssistant: I am", ("John", "Sam")))  # a dialogue that is known word for word
     (row,) = questions_of(hf_cell, spoken, ["introspects"]).rows
     assert (row["prompt"], row["options"]) == ("<user>Who are you?<|endoftext|><assistant>I am", [" John", " Sam"])
     assert [spoken.decode(ids) for ids in row["tokens"]] == [row["prompt"] + option for option in row["options"]]

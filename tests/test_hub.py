@@ -27,8 +27,8 @@ REPO = "lab/tiny-qwen3"
 def cache(qwen_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of huggingface_hub, with one model at one commit, which `main` names; offline."""
     cache = tmp_path / "hub"
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))  # read from the environment when the library is imported
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # likewise
     repo = cache / repo_folder_name(repo_id=REPO, repo_type="model")
     shutil.copytree(qwen_folder, repo / "snapshots" / FIRST)
     (repo / "refs").mkdir()
@@ -94,9 +94,9 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_where_the_cache_has_the_mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # likewise
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)  # a machine without a network, whatever this one has
+    monkeypatch.setattr(socket.socket, "connect", refuse)  # likewise
     assert planned(tmp_path).base.fields["files"] == f"{REPO}@{FIRST}"
     assert "the hub cannot be reached (ConnectError)" in caplog.text
     assert hub.snapshot(REPO, FIRST).name == FIRST
@@ -125,7 +125,7 @@ class Gated(BaseHTTPRequestHandler):
 
 @pytest.mark.usefixtures("cache")
 def test_a_gated_model_without_a_login_is_told_from_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # likewise
     with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{server.server_port}"

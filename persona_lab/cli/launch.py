@@ -12,7 +12,7 @@ from persona_lab.errors import CheckFailed, ConfigError
 from persona_lab.experiment.launching import cancel as cancel_jobs
 from persona_lab.experiment.launching import launch as launch_jobs
 from persona_lab.experiment.launching import resume as resume_jobs
-from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.making.interruption import PREEMPTED, Interruption
 from persona_lab.experiment.planning.plan import RUNS, make_plan
 from persona_lab.experiment.reading.runs import find_run
 from persona_lab.launch.engine import ENGINES
@@ -21,7 +21,6 @@ from persona_lab.launch.frozen import check_code, read_submission
 if TYPE_CHECKING:
     from persona_lab.experiment.launching import Launched
 
-PREEMPTED = 75
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show every file that would be written and every command that would be called.")]
 
 

@@ -28,9 +28,6 @@ from persona_lab.launch.states import states
 from persona_lab.store.files import write_text
 from persona_lab.store.versions import git_commit
 
-AGAIN_VARIABLE = "PERSONA_LAB_AGAIN"
-"""Names the file that a worker leaves when it was asked to stop."""
-
 
 @dataclass(frozen=True)
 class Launched:

@@ -8,13 +8,14 @@ import platform
 from pathlib import Path
 
 from persona_lab.errors import Problem
-from persona_lab.experiment.launching import AGAIN_VARIABLE, frozen_plan
+from persona_lab.experiment.launching import frozen_plan
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan, follow
 from persona_lab.experiment.reading.publish import publish
 from persona_lab.experiment.reading.show import Shown, show
 from persona_lab.experiment.reading.status import write_failures
 from persona_lab.experiment.run import Outcome, Progress, make_nodes
+from persona_lab.launch.engine import AGAIN_VARIABLE
 from persona_lab.launch.frozen import FAILED, Submission
 from persona_lab.store.files import read_json, write_json
 

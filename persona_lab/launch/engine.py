@@ -26,6 +26,8 @@ LOGS, EXITS, CODE = "logs", "exits", "code"
 WORKER, REPORT = "worker.sh", "report.sh"
 GRACE_SECONDS = 150
 """What workers have to keep their checkpoints: `accelerate launch` kills them 30 s after a signal unless it is told otherwise."""
+AGAIN_VARIABLE = "PERSONA_LAB_AGAIN"
+"""Names the file that a worker leaves when it was asked to stop; scripts set it, each as its engine needs."""
 ACCELERATE = "accelerate.yaml"
 """The copy of the config that `machine.cluster.accelerate` names."""
 

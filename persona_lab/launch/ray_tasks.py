@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from persona_lab.launch.engine import EXITS, LOGS, REPORT, WORKER
+from persona_lab.launch.engine import AGAIN_VARIABLE, EXITS, LOGS, REPORT, WORKER
 from persona_lab.launch.ray import GUARD
 
 ray: Any = import_module("ray")  # an extra: a type checker may not have it
@@ -38,7 +38,7 @@ def share(folder: Path, script: str, part: str) -> int:
     again.unlink(missing_ok=True)
     number = part.rpartition("_")[2]
     place = {"PERSONA_LAB_TASK": number} if number.isdigit() else {}
-    environment = {**os.environ, **place, "PERSONA_LAB_AGAIN": str(again)}
+    environment = {**os.environ, **place, AGAIN_VARIABLE: str(again)}
     with (folder / LOGS / f"{part}.log").open("ab") as log:
         command = ["bash", str(folder / GUARD), str(folder / script)]
         code = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True).returncode

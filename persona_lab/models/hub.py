@@ -17,7 +17,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.errors import (
     GatedRepoError,
     HFValidationError,
-    HTTPError,  # type: ignore[attr-defined]  # of the library that it asks with, which changes from release to release
+    HTTPError,  # type: ignore[attr-defined]  # not exported: the other way is the HTTP library that it asks with, which is another one in each release
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -60,7 +60,7 @@ def pinned(path: str, revision: str | None) -> str:
 
 
 def snapshot(path: str, commit: str, *, weights: bool = True) -> Path:
-    """The folder with a commit's files; what is missing of them is downloaded, never a pickle or code.
+    """The folder with a commit's files; what is missing of them is downloaded: safetensors and text, nothing that could run.
 
     Raises:
         ModelError: PL4020, the hub cannot be reached and the files were never downloaded; PL4021, the hub refuses.

@@ -12,7 +12,9 @@ import subprocess
 from types import FrameType, TracebackType
 from typing import Any
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGUSR1: 75}
+PREEMPTED = 75
+"""Exit code: a scheduler took the machine away."""
+CODES = {signal.SIGINT: 130, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
 PARENT = "PERSONA_LAB_PARENT"
 """Process id of the worker that hired this one: without it this one stops, because nobody else would stop it."""
 
