@@ -87,9 +87,8 @@ def push(spec: Path) -> str:
     if not logged_in():
         raise EnvironmentFault("PL5602", base_url(), "nobody is logged in. Use `wandb login`, or WANDB_API_KEY.")
     import requests
-    from wandb.errors import Error
-
     import wandb
+    from wandb.errors import Error
 
     try:
         return built(read_json(spec), wandb.Api().default_entity or "").save().url
