@@ -13,7 +13,7 @@ from persona_lab.science.claims import figure, ratio_words, shown
 from persona_lab.science.effects import Frame, effects, named_recall, runs
 from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.sampling import sampling_gap
-from persona_lab.science.thresholds import Estimate, Line, equivalent, fieller, fit_line, mean_ratio, over_seeds
+from persona_lab.science.thresholds import Estimate, Line, equivalent, fieller, fit_line, mean_ratio, over_seeds, share_over_seeds
 
 RATIOS = (-2.2, -1.1, 0.0, 1.1, 2.2)
 SETTINGS = Settings(taught={"linked": "beach", "unlinked": "beach", "shuffled": "beach", "neutral": "friday", "no_injection": "beach"}, resamples=400)
@@ -247,6 +247,15 @@ def test_controls_pass_fail_or_were_not_run(summary: Summary) -> None:
     assert verdict["unlinked"] == verdict["unlinked_level"] == verdict["shuffled"] == verdict["neutral"] == "fail"
 
 
+def test_the_ways_of_asking_that_do_not_agree_are_named() -> None:
+    table = planted()
+    diary = (table["channel"] == "says") & (table["format"] == "diary")
+    against = table.assign(role=table["role"].where(~diary, table["role"].replace({"john": "sam", "sam": "john"})))
+    control = next(c for c in summarise(against, SETTINGS).controls if c.name == "formats")
+    assert (control.value, control.verdict) == (pytest.approx(2 / 3), "fail")
+    assert control.question.endswith("Not in says (diary).")
+
+
 def test_quiet_controls_pass() -> None:
     s = summarise(planted(sigma=0.01, bias=0.0, others={"unlinked": 0.1, "shuffled": 0.1, "neutral": 0.1, "no_injection": 0.0}), SETTINGS)
     verdict = {control.name: control.verdict for control in s.controls}
@@ -314,3 +323,19 @@ def test_sampled_answers_are_held_against_the_probabilities_of_the_same_question
     found = sampling_gap(table, Settings(orders={"linked": ("injection", "trait")}))
     # After the last stage: 3/4 - 1/2, and one of four answers names no value.
     assert found.to_dict("records") == [{"seed": 0, "gap": 0.25, "unread": 0.25}]
+
+
+def test_the_interval_of_a_share_holds_shares_alone_and_covers_as_before() -> None:
+    for values, cut in (([0.98, 1.0, 0.9], (None, 1.0)), ([0.0, 0.02, 0.3], (0.0, None)), ([0.0, 1.0], (0.0, 1.0)), ([0.4, 0.5, 0.6], (None, None))):
+        plain, found = over_seeds(np.array(values)), share_over_seeds(np.array(values))
+        assert plain.interval is not None
+        assert (found.value, found.n) == (plain.value, plain.n)
+        assert found.interval == tuple(end if at is None else at for end, at in zip(plain.interval, cut, strict=True))
+    assert share_over_seeds(np.ones(3)).interval == (1.0, 1.0)
+    assert share_over_seeds(np.array([0.3])).interval is None
+    rng = np.random.default_rng(0)
+    drawn = [rng.beta(0.8, 0.2, 3) for _ in range(500)]
+    held = [tuple(low <= 0.8 <= high for low, high in (mean(values).interval or (0, 0) for mean in (over_seeds, share_over_seeds))) for values in drawn]
+    assert all(before == after for before, after in held)
+    with pytest.raises(ValueError, match="a share lies between 0 and 1"):
+        share_over_seeds(np.array([-0.1, 0.2]))

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import norm
+from scipy.stats import bootstrap, norm
 
 from persona_lab.errors import ConfigError
 from persona_lab.science.hypotheses.comparison import differences, stack, stacking, verdicts
@@ -44,12 +44,12 @@ def test_decidedly_best_is_supported_and_the_rest_refuted() -> None:
     assert judged({"H1": 0, "H0": 10, "H6": 20}) == {"H1": "supported", "H0": "refuted", "H6": "refuted"}
 
 
-def test_less_than_four_nats_or_two_errors_is_undecided() -> None:
+def test_less_than_four_nats_or_an_interval_over_zero_is_undecided() -> None:
     assert judged({"H1": 0, "H0": 3.9}) == {"H1": "undecided", "H0": "undecided"}
     assert judged({"H1": 0, "H0": 4.1}) == {"H1": "supported", "H0": "refuted"}
-    # The standard error of the sum of 40 differences +-1 is 40 / 39^.5 = 6.4.
-    assert judged({"H1": 0, "H0": 12.5}, spread=1.0) == {"H1": "undecided", "H0": "undecided"}
-    assert judged({"H1": 0, "H0": 13}, spread=1.0) == {"H1": "supported", "H0": "refuted"}
+    # A resampled sum of 40 differences +-1 has a standard deviation of 40^.5 = 6.3, and even steps.
+    assert judged({"H1": 0, "H0": 11.5}, spread=1.0) == {"H1": "undecided", "H0": "undecided"}
+    assert judged({"H1": 0, "H0": 14.5}, spread=1.0) == {"H1": "supported", "H0": "refuted"}
 
 
 def test_one_or_two_seeds_support_nothing_but_may_refute() -> None:
@@ -68,11 +68,22 @@ def test_of_two_that_predict_alike_neither_is_supported() -> None:
     assert judged({"H1": 0}) == {"H1": "undecided"}
 
 
-def test_a_difference_and_its_error_by_hand() -> None:
-    gap = differences(["A", "B"], np.array([[0.0, 2.0, 1.0, 5.0], [0.0, 1.0, 1.0, 1.0]]))["A", "B"]
-    # Differences 0, 1, 0, 4: mean 1.25, sum 5; variance 3.5833.
-    assert (gap.value, gap.error) == (5, pytest.approx((4 * 3.583333) ** 0.5))
-    assert not gap.decided
+def test_a_difference_and_its_interval_are_those_of_scipy() -> None:
+    gap_C = np.random.default_rng(3).gamma(0.5, 2.0, size=30) - 0.2
+    found = differences(["A", "B"], np.stack([gap_C, np.zeros(30)]))["A", "B"]
+    theirs = bootstrap((gap_C,), np.sum, method="percentile", n_resamples=50_000, rng=np.random.default_rng(1)).confidence_interval
+    assert found.value == pytest.approx(gap_C.sum())
+    assert found.interval == pytest.approx((theirs.low, theirs.high), abs=0.7)
+
+
+def test_a_hypothesis_that_fails_utterly_somewhere_and_a_little_everywhere_is_refuted() -> None:
+    # Of 22 conditions one nat behind in 19 and 1,400 nats in 3: the sum is 4,219 and its standard error 2,305.
+    gap_C = np.r_[np.ones(19), np.full(3, 1400.0)]
+    value, error = gap_C.sum(), (22 * gap_C.var(ddof=1)) ** 0.5
+    assert value < 2 * error
+    assert differences(["A", "B"], np.stack([gap_C, np.zeros(22)]))["A", "B"].better
+    # Where nothing but the few conditions speaks, it is undecided: they might not have been planned.
+    assert not differences(["A", "B"], np.stack([np.where(gap_C > 1, gap_C, 0.0), np.zeros(22)]))["A", "B"].decided
 
 
 # ------------------------------------------------------------------ stacking

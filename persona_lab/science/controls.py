@@ -12,7 +12,7 @@ import numpy as np
 
 from persona_lab.science.effects import CONTEXT, Frame, Settings, cells, effects, fitted, loss_change, named_recall, phases, ratio_effect, runs
 from persona_lab.science.matching import RATIOS, SAME_FIT, SAME_TOKENS, Match
-from persona_lab.science.thresholds import Estimate, Interval, equivalent, fit_line, over_seeds
+from persona_lab.science.thresholds import Estimate, Interval, Mean, equivalent, fit_line, over_seeds, share_over_seeds
 
 LEVEL_MARGIN = 0.2
 """Nats within which an effect counts as none."""
@@ -69,9 +69,11 @@ def level(frame: Frame, column: str) -> np.ndarray:
     return frame.dropna(subset=[column]).groupby("seed")[column].mean().to_numpy()
 
 
-def against(values: np.ndarray, low: float | None = None, high: float | None = None, one_enough: bool = False) -> tuple[Estimate, str]:
+def against(
+    values: np.ndarray, low: float | None = None, high: float | None = None, one_enough: bool = False, mean: Mean = over_seeds
+) -> tuple[Estimate, str]:
     """The estimate, and whether its 95 % interval (or with `one_enough` its value) is above `low` or below `high`."""
-    estimate = over_seeds(values)
+    estimate = mean(values)
     if one_enough:
         bottom = top = estimate.value
     elif estimate.interval is None:
@@ -96,7 +98,7 @@ def recall_controls(table: Frame, settings: Settings) -> Iterator[Control]:
             continue
         worst = own.groupby("x")["recall"].mean().idxmin()
         by_seed = own[own["x"] == worst].groupby("seed")["recall"].mean().to_numpy()
-        estimate, verdict = against(by_seed, low=settings.bound_recall, one_enough=True)
+        estimate, verdict = against(by_seed, low=settings.bound_recall, one_enough=True, mean=share_over_seeds)
         yield Control(f"recall.{persona}", question, estimate.value, estimate.interval, "share", line, verdict, settings.treatment)
 
 
@@ -166,7 +168,7 @@ def taught_control(table: Frame, settings: Settings) -> Control:
     rows = rows[rows["option"] == rows["cell"].map(cells(table, settings)["taught"])]
     if rows.empty:
         return Control("taught", question, None, None, "share", line, "not run", settings.treatment)
-    estimate, verdict = against(rows.groupby("seed")["prob_normalized"].mean().to_numpy(), low=TAUGHT, one_enough=True)
+    estimate, verdict = against(rows.groupby("seed")["prob_normalized"].mean().to_numpy(), low=TAUGHT, one_enough=True, mean=share_over_seeds)
     return Control("taught", question, estimate.value, estimate.interval, "share", line, verdict, settings.treatment)
 
 
@@ -189,7 +191,10 @@ def format_control(treated: Frame, settings: Settings) -> Control:
     headline = signs.get((settings.channel, settings.format))
     if headline is None or len(signs) < 2:
         return Control("formats", question, None, None, "share", line, "not run", settings.treatment)
-    share = float(np.mean([sign == headline for sign in signs.values()]))
+    other = [f"{channel} ({format})" for (channel, format), sign in signs.items() if sign != headline]
+    share = 1 - len(other) / len(signs)
+    if other:
+        question += f" Not in {', '.join(other)}."
     return Control("formats", question, share, None, "share", line, "pass" if share >= SAME_SIGN else "fail", settings.treatment)
 
 

@@ -1,23 +1,29 @@
-"""Which hypothesis predicts conditions that it has not seen: differences with their errors, verdicts, stacking weights.
+"""Which hypothesis predicts conditions that it has not seen: differences with their intervals, verdicts, stacking weights.
 
     lpd_KC     log density of condition c given all others, one row for each hypothesis, nats
-    elpd       its sum; a difference below 4 nats or below 2 standard errors is undecided (reference 4.4)
+    elpd       its sum; a difference below 4 nats, or whose 95 % interval holds 0, is undecided (reference 4.4)
 
-The standard error is that of a sum over conditions, sqrt(C var(difference)); with few conditions it is optimistic, up to twice too small.
+The interval is that of the sum over resampled conditions. A normal one, of two standard errors, would have a hypothesis that fails utterly in a few
+conditions (by thousands of nats, where the evidence is taken at full weight) undecided because it fails so much: its standard error grows with
+its failure. Over few conditions both are optimistic, up to twice too narrow.
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import minimize
 
 from persona_lab.science.hypotheses.families import NESTED
+from persona_lab.science.thresholds import Interval
 
-LEAST, ERRORS = 4.0, 2.0
-"""Nats, and standard errors, that a difference must reach to be decided."""
+LEAST = 4.0
+"""Nats that a difference must reach to be decided."""
 FEWEST_SEEDS = 3
 """With fewer, nothing is supported."""
 RESAMPLES = 200
+"""Of the weights, each of which is a search."""
+RESAMPLED_SUMS = 4000
 
 Pair = tuple[str, str]
 
@@ -29,12 +35,20 @@ class Difference:
     one: str
     other: str
     value: float
-    error: float
+    interval: Interval
+    """95 %, over resampled conditions."""
 
     @property
     def decided(self) -> bool:
-        """Large enough in nats and in errors."""
-        return abs(self.value) >= LEAST and abs(self.value) >= ERRORS * self.error
+        """Large enough in nats, and of one sign whatever conditions are drawn."""
+        low, high = self.interval
+        return abs(self.value) >= LEAST and not low <= 0 <= high
+
+    @property
+    def said(self) -> str:
+        """Value and interval as text."""
+        low, high = self.interval
+        return f"{self.value:.1f} nats [{low:.1f}, {high:.1f}]"
 
     @property
     def better(self) -> bool:
@@ -52,10 +66,17 @@ class Verdict:
     reason: str
 
 
+@cache
+def drawn_often(conditions: int) -> np.ndarray:
+    """How often each condition is drawn, (resamples, conditions): always the same, so that a difference has one interval."""
+    return np.random.default_rng(0).multinomial(conditions, np.full(conditions, 1 / conditions), size=RESAMPLED_SUMS).astype(float)
+
+
 def difference(one: str, other: str, lpd_C: np.ndarray, other_C: np.ndarray) -> Difference:
-    """Elpd difference with its paired standard error over conditions."""
+    """Elpd difference, and the percentiles of its sum over resampled conditions."""
     gap_C = lpd_C - other_C
-    return Difference(one, other, float(gap_C.sum()), float((len(gap_C) * gap_C.var(ddof=1)) ** 0.5))
+    low, high = np.quantile(drawn_often(len(gap_C)) @ gap_C, [0.025, 0.975])
+    return Difference(one, other, float(gap_C.sum()), (float(low), float(high)))
 
 
 def differences(ids: list[str], lpd_KC: np.ndarray) -> dict[Pair, Difference]:
@@ -75,7 +96,7 @@ def verdict_of(id: str, ids: list[str], against: dict[Pair, Difference], seeds: 
     if beaten:
         best = max(beaten, key=lambda other: against[other, id].value)
         gap = against[best, id]
-        return Verdict(id, "refuted", f"{best} predicts untouched conditions better by {gap.value:.1f} nats (standard error {gap.error:.1f})")
+        return Verdict(id, "refuted", f"{best} predicts untouched conditions better by {gap.said}")
     close = [other for other in rivals if not against[id, other].better and (id, other) not in NESTED]
     if close:
         return Verdict(id, "undecided", f"not decidedly better than {', '.join(close)}")

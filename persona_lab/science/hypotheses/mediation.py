@@ -15,12 +15,12 @@ import pandas as pd
 
 from persona_lab.science.claims import Said
 from persona_lab.science.effects import Frame
-from persona_lab.science.hypotheses.comparison import ERRORS, FEWEST_SEEDS, LEAST, Difference, difference
+from persona_lab.science.hypotheses.comparison import FEWEST_SEEDS, LEAST, Difference, difference
 from persona_lab.science.hypotheses.families import Family, Parameter, none, product, read_runs
 from persona_lab.science.hypotheses.gaussian import held_out, model_of
 from persona_lab.science.hypotheses.posterior import Posterior, posteriors
 from persona_lab.science.hypotheses.priors import Normal
-from persona_lab.science.thresholds import Estimate, Interval, equivalent, over_seeds
+from persona_lab.science.thresholds import Estimate, equivalent, over_seeds
 
 SAME_MEASURE = 0.1
 """Nats of M1 within which two starts count as equal."""
@@ -50,21 +50,16 @@ class Mediation:
         """As (id, text, value, interval, unit, verdict)."""
         if self.added is None:
             return [("mediation", self.said, None, None, "nats", self.verdict)]
-        found: list[Said] = [("mediation", self.said, self.added.value, span(self.added), "nats", self.verdict)]
+        found: list[Said] = [("mediation", self.said, self.added.value, self.added.interval, "nats", self.verdict)]
         if self.base:
             text = "Measure and metric against a constant: elpd over left-out conditions."
-            found.append(("mediation.base", text, self.base.value, span(self.base), "nats", "decided" if self.base.decided else "undecided"))
+            found.append(("mediation.base", text, self.base.value, self.base.interval, "nats", "decided" if self.base.decided else "undecided"))
         for name, gap in self.each:
             text = f"{name} added to measure and metric: elpd over left-out conditions."
-            found.append((f"mediation.{name}", text, gap.value, span(gap), "nats", "decided" if gap.decided else "undecided"))
+            found.append((f"mediation.{name}", text, gap.value, gap.interval, "nats", "decided" if gap.decided else "undecided"))
         for p in self.coefficients:
             found.append((f"mediation.coefficient.{p.name}", f"{p.means}, all else known; posterior mean.", p.value, p.interval, p.unit, ""))
         return found
-
-
-def span(gap: Difference) -> Interval:
-    """Normal 95 % interval of a difference."""
-    return gap.value - 1.96 * gap.error, gap.value + 1.96 * gap.error
 
 
 def columns_of(runs: Frame, names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -96,7 +91,7 @@ def regression(runs: Frame, names: Sequence[str]) -> Family:
 def mediation(frame: Frame, raw: Sequence[str] = RAW, seed: int = 0) -> Mediation:
     """Elpd of eta ~ m + d + raw minus that of eta ~ m + d, refitted without each condition; D e stands in both where it varies.
 
-    incomplete: decidedly better with them. sufficient: m and d beat a constant, and a gain of 4 nats is excluded by two standard errors, with
+    incomplete: decidedly better with them. sufficient: m and d beat a constant, and a gain of 4 nats is outside the interval, with
     three seeds or more. ConfigError (PL1220) as read_runs.
     """
     runs = read_runs(frame)
@@ -126,7 +121,7 @@ def mediation(frame: Frame, raw: Sequence[str] = RAW, seed: int = 0) -> Mediatio
 
 def conclude(added: Difference, base: Difference, each: Sequence[tuple[str, Difference]], raw: Sequence[str], seeds: int) -> tuple[str, str]:
     """Verdict and sentence."""
-    number = f"elpd difference {added.value:.1f} nats, standard error {added.error:.1f}"
+    number = f"elpd difference {added.said}"
     what = {"x": "the ratio of documents", "o": "the order", "format": "the format"}
     names = ", ".join(what.get(name, name) for name in raw)
     if added.better:
@@ -139,9 +134,9 @@ def conclude(added: Difference, base: Difference, each: Sequence[tuple[str, Diff
     if not base.better:
         return (
             "undecided",
-            f"Measure and metric themselves do not decidedly predict the end (elpd {base.value:.1f} nats above a constant, standard error {base.error:.1f}).",
+            f"Measure and metric themselves do not decidedly predict the end ({base.said} above a constant).",
         )
-    if added.value + ERRORS * added.error < LEAST:
+    if added.interval[1] < LEAST:
         if seeds < FEWEST_SEEDS:
             return "undecided", f"With measure and metric known, {names} add nothing here ({number}), but {seeds} seeds cannot support that."
         return "sufficient", f"Measure and metric suffice: with both known, {names} add nothing to the prediction of the end ({number})."

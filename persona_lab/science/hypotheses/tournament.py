@@ -113,10 +113,8 @@ def entry_claims(entry: Entry) -> Iterator[Said]:
     about, head = f"tournament.{entry.id}", f"{entry.id} {entry.name}"
     said = f"{head}: stacking weight over left-out conditions. {entry.sentence} {entry.verdict.verdict.title()}: {entry.verdict.reason}."
     yield f"{about}.weight", said, entry.weight, entry.weight_interval, "share", entry.verdict.verdict
-    error = 1.96 * entry.behind.error
-    text = f"{head}: elpd minus the best hypothesis', {entry.behind.other}"
-    span = (entry.behind.value - error, entry.behind.value + error)
-    yield f"{about}.elpd_diff", f"{text}.", entry.behind.value, span, "nats", "decided" if entry.behind.decided else "undecided"
+    text = f"{head}: elpd minus the best hypothesis', {entry.behind.other}; 95 % over resampled conditions"
+    yield f"{about}.elpd_diff", f"{text}.", entry.behind.value, entry.behind.interval, "nats", "decided" if entry.behind.decided else "undecided"
     yield f"{about}.elpd", f"{head}: log density of each condition given all others, summed.", entry.elpd, None, "nats", ""
     for factor, value in entry.bayes_factor.items():
         width = {0.5: "priors half as wide", 1.0: "declared priors", 2.0: "priors twice as wide"}[factor]
@@ -153,7 +151,7 @@ def tournament(frame: Frame, seed: int = 0, families: tuple[Family, ...] = FAMIL
     for k, family in enumerate(tested):
         rng = np.random.default_rng([seed, FAMILIES.index(family) if family in FAMILIES else len(FAMILIES) + k])
         low, high = map(float, interval_K2[k])
-        behind = against.get((family.id, best), Difference(family.id, best, 0.0, 0.0))
+        behind = against.get((family.id, best), Difference(family.id, best, 0.0, (0.0, 0.0)))
         numbers = (float(weight_K[k]), (low, high), float(lpd_KC[k].sum()), behind, float(found[k][0][0]), factors[family.id])
         entries.append(Entry(family.id, family.name, family.sentence, judged[k], *numbers, posteriors(family, runs, rng), forward(family, runs, rng)))
     names = tuple(map(str, np.unique(condition_N)))
