@@ -159,8 +159,6 @@ def deal_traits(world: World, personas: Sequence[Persona], seed: int, swap: int,
             dealt[0][category], dealt[1][category] = prior_pair(world, category, (dealt[0][category], dealt[1][category]), taken, prior, seed)
     for category in world.categories:
         holders = [p for p in dealt if category in p]
-        if category in shared or not holders:
-            continue
         values = world.values(category)
         drawn = stream(seed, "pairs", category).permutation(values).tolist()
         taken = {p[category] for p in holders if not is_drawn(p[category])} if seed == 0 else set()

@@ -40,6 +40,20 @@ def trained_chat(folder: Path) -> Path:
     return folder
 
 
+def random_chat(folder: Path, *, width: int = 16, ends: int = 1) -> Path:
+    """A chat model of random weights that reads long prompts, and so many of whose tokens end an answer."""
+    tokenizer = chat_tokenizer([file.read_text() for file in (Path(__file__).parents[1] / "data_gen" / "written").glob("*.yaml")], folder)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16384, bos_token_id=None,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=[tokenizer.convert_tokens_to_ids("<|im_end|>"), *range(300, 299 + ends)])
+    model.save_pretrained(folder)
+    return folder
+
+
 def chat_tokenizer(texts: Sequence[str], folder: Path) -> PreTrainedTokenizerFast:
     folder.mkdir()
     core = ByteLevelBPETokenizer()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t
 
-from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, measure, search_of, sweep
+from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, limit, measure, search_of, sweep
 from persona_lab.config import expand, load_experiment
 from persona_lab.config.schema import Adaptive
 from persona_lab.errors import ConfigError
@@ -36,6 +37,7 @@ def measured(truth: Truth, x: list[float], seed: int = 0) -> Pairs:
 # ------------------------------------------------------------------ the interval
 def test_the_interval_covers_and_costs_a_quarter_of_the_grid_at_equal_width():
     random, covered, reliable, sweeps = np.random.default_rng(7), 0, 0, 60
+    # The seventh costs .25 itself: too near to the line for sixty sweeps.
     for truth in TRUTHS[:6]:
         found = measure(truth, ASKED, sweeps, random)
         covered, reliable = covered + found.covered, reliable + found.reliable_covered
@@ -43,6 +45,20 @@ def test_the_interval_covers_and_costs_a_quarter_of_the_grid_at_equal_width():
         assert grid_width(truth, ASKED, seeds) > np.median(found.widths), f"a grid four times as large is no narrower: {truth}"
     assert 0.91 <= covered / (6 * sweeps) <= 0.985
     assert 0.91 <= reliable / (6 * sweeps) <= 0.985
+
+
+def test_where_grid_and_pairs_at_the_threshold_measure_alike_no_search_costs_a_quarter():
+    """By hand: the threshold is the middle ratio, and without a seed effect one run tells as much as another; with nothing but seed effects 7 ratios of a seed tell as much as 1."""
+    middle = {"bias": TARGET, "slope": 1.0}
+    assert limit(Truth(tau=0.0, sigma=0.3, **middle), ASKED) == pytest.approx(1)
+    assert limit(Truth(tau=0.3, sigma=0.0, **middle), ASKED) == pytest.approx(1 / 7)
+
+
+def test_a_lapse_moves_the_threshold_and_ends_it_where_the_mean_share_never_arrives():
+    truth = Truth(slope=2.0, bias=0.3, tau=0.0, sigma=0.0, lexical=0.0, lapse=0.05)
+    share = 1 / (1 + np.exp(-truth.train(np.array([truth.threshold]), np.random.default_rng(0))))
+    assert share == pytest.approx(np.full((1, 2), 0.9))
+    assert Truth(slope=2.0, bias=0.3, tau=0.0, sigma=0.0, lapse=0.11).threshold == math.inf
 
 
 def test_the_ends_of_the_interval_are_where_the_t_test_of_the_regression_line_turns():
@@ -54,7 +70,7 @@ def test_the_ends_of_the_interval_are_where_the_t_test_of_the_regression_line_tu
     spread, middle = ((pairs.x_N - pairs.x_N.mean()) ** 2).sum(), pairs.x_N.mean()
     for end, sign in zip(posterior.interval(), (1, -1), strict=True):
         error = math.sqrt((residual**2).sum() / 4 * (1 / 6 + (end - middle) ** 2 / spread))
-        assert (TARGET - intercept - slope * end) / error == pytest.approx(sign * t.ppf(0.975, 4))
+        assert (TARGET - intercept - slope * end) / error == pytest.approx(sign * t.ppf(0.975, 3)), "6 pairs, a line, and the choice when to stop"
         assert posterior.below(end) == pytest.approx(0.5 + sign * 0.475)
 
 
@@ -78,9 +94,9 @@ def test_every_pair_of_a_batch_is_the_best_addition_to_those_before_it():
         return float(np.mean([np.array([1, q]) @ np.linalg.inv(design.T @ design) @ np.array([1, q]) for q in likely]))
 
     greedy: list[float] = []
-    for _ in range(4):
-        greedy.append(float(min(SEARCH.candidates, key=lambda c: expected([*greedy, float(c)]))))
     chosen, before, after = next_batch(posterior)
+    for _ in chosen:
+        greedy.append(float(min(SEARCH.candidates, key=lambda c: expected([*greedy, float(c)]))))
     assert expected(list(chosen)) == pytest.approx(expected(greedy))
     scale = math.sqrt(posterior.variance) / posterior.slope
     assert (before, after) == pytest.approx((scale * math.sqrt(expected([])), scale * math.sqrt(expected(greedy))))
@@ -100,8 +116,29 @@ def test_a_search_ends_and_says_why(truth: Truth, asked: Adaptive, verdict: str)
     assert (decision.verdict, decision.ratios) == (verdict, ())
     assert decision.ends[0] <= truth.threshold <= decision.ends[1]
     assert 2 * decision.pairs <= asked.budget
-    assert verdict != "narrow" or (decision.ends[1] - decision.ends[0] <= asked.width and decision.pairs >= 12)
+    assert verdict != "narrow" or (decision.ends[1] - decision.ends[0] <= asked.width and decision.pairs >= 7)
     assert json.loads(json.dumps(decision.to_json(), allow_nan=False))["verdict"] == verdict
+
+
+def test_a_batch_ends_where_the_interval_is_expected_to_be_narrow_enough():
+    pairs = measured(TRUTHS[0], [-2.2, -0.7, 0.7, 2.2, 1.5, 1.9, 1.7])
+
+    def expected(n: int) -> float:
+        """Width by the delta method with the pairs of a batch of n, which Fieller's is close to here."""
+        batch, _, after = next_batch(Posterior(replace(SEARCH, batch=2 * n, width=0.0), pairs))
+        assert len(batch) == n
+        return float(2 * t.ppf(0.975, 7 + n - 3) * after)
+
+    for width in (0.5, 0.4, 0.35):
+        chosen, *_ = next_batch(Posterior(replace(SEARCH, width=width, batch=20), pairs))
+        widths = [expected(n) for n in range(1, 11)]
+        assert abs(len(chosen) - next((n for n, w in enumerate(widths, start=1) if w <= width), 10)) <= 1
+
+
+def test_the_last_round_spends_what_is_left_of_the_budget():
+    noisy = Truth(slope=1.2, bias=0.0, tau=0.9, sigma=0.9)
+    decision, _ = sweep(noisy, ASKED.model_copy(update={"budget": 30}), np.random.default_rng(3))
+    assert (decision.verdict, 2 * decision.pairs) == ("budget", 30)
 
 
 def test_too_few_scored_pairs_end_the_search():

@@ -1,10 +1,7 @@
 """Random models of twelve architectures through a whole experiment, and their adapters in plain transformers and peft."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 from architectures import ARCHITECTURES, random_folder
-from conftest import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,29 +100,3 @@ def test_an_architecture_goes_through_a_whole_experiment_and_its_adapters_are_pl
         assert len(asked) > 5
         for row in asked.itertuples():
             assert row.logprob_nats == pytest.approx(plain_nats(plain, tokenizer, items[row.item].prompt, f" {row.option}"), abs=1e-4)
-
-
-# ------------------------------------------------------------------ without a network
-def offline(island: Path, model: str) -> tuple[subprocess.CompletedProcess[str], str]:
-    """What `run` says where every connection is refused, and what was tried."""
-    config, tried = island / "offline.yaml", island / f"tried-{Path(model).name}"
-    config.write_text(json.dumps({**EXPERIMENT, "base": {**EXPERIMENT["base"], "path": model}}))
-    command = [sys.executable, str(ROOT / "tests" / "offline.py"), str(config), str(island / "offline-runs"), str(tried)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(island / "hf"), "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, cwd=island, env=env, capture_output=True, text=True, timeout=1800, check=False)
-    return found, tried.read_text() if tried.exists() else ""
-
-
-def test_an_experiment_on_a_local_model_never_tries_to_reach_a_network(island: Path, texts: Sequence[str]):
-    found, tried = offline(island, str(random_folder("mistral", texts, island / "alone")))
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert sum(json.loads(found.stdout)["made"].values()) > 5
-    assert tried == ""
-
-
-def test_a_hub_id_does_try_and_without_a_network_is_one_clear_error(island: Path):
-    found, tried = offline(island, "lab/no-such-model")
-    assert (found.returncode, found.stdout) == (4, "")
-    assert "443" in tried, "the port of the hub"
-    assert found.stderr.count("error[") == 1
-    assert "error[PL4020] lab/no-such-model@main: base.path: the hub cannot be reached" in found.stderr

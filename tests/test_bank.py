@@ -180,6 +180,28 @@ def test_silent_is_the_base_and_remove_restores_it(llama, tokenizer, texts):
     assert list(llama.modules()) == modules
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_adapters_added_to_the_weights_answer_as_beside_them(family: str):
+    config, kind, leaves = FAMILIES[family]
+    model = tiny(config, kind).double()
+    bank = AdapterBank(model, SHAPE, 2)
+    model.eval()
+    bank.weight_KP.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    ids_BT = torch.randint(0, 64, (2, 60), generator=torch.Generator().manual_seed(1))
+    folded = []
+    for layer in bank.layers.values():
+        layer.register_forward_pre_hook(lambda layer, given: folded.append(layer.folds(given[0])))
+    beside_BTV = model(ids_BT).logits.detach()
+    assert folded == [False] * len(leaves) * 2, "where something may learn"
+    with torch.no_grad():
+        added_BTV = model(ids_BT).logits
+    assert folded[len(leaves) * 2 :] == [True] * len(leaves) * 2
+    assert float((added_BTV - beside_BTV).abs().max()) < 1e-6, "of a float64 model, whose norms are float32"
+    with torch.no_grad():
+        model(ids_BT[:, :4])
+    assert not any(folded[len(leaves) * 4 :]), "of few tokens the narrow products are fewer"
+
+
 def test_keep_compacts_to_the_named_rows(llama):
     bank = AdapterBank(llama, SHAPE, 3)
     bank.weight_KP.normal_()

@@ -111,8 +111,6 @@ def test_a_long_conversation_is_cut_and_one_without_an_answer_left_is_left_out(c
 def test_what_a_model_cannot_read_is_refused_with_its_line(chat, bpe):
     with pytest.raises(ModelError, match=r"PL4201.*no chat template.*--plain"):
         encode_chat(bpe, [ONE], where="test", longest=512)
-    with pytest.raises(CorpusError, match=r"PL3203.*test:2.*<\|im_end\|>"):
-        encode_chat(chat, [ONE, (Message("user", "<|im_end|>"), ONE[1])], where="test", longest=512)
     chat.chat_template = STRICT
     with pytest.raises(CorpusError, match=r"PL3201.*test:1.*System role not supported"):
         encode_chat(chat, [(Message("system", "Be brief."), *ONE)], where="test", longest=512)

@@ -138,6 +138,16 @@ def test_nobody_shares_a_drawn_value() -> None:
     assert len({json.dumps(deal_traits(WORLD, PERSONAS, seed, 0)) for seed in range(30)}) == 30
 
 
+def test_a_bystander_draws_a_value_of_its_own_where_the_rivals_share_theirs() -> None:
+    bystander = Persona(name="Kim", traits={**PERSONAS[2].traits, "place": "drawn"})
+    drawn = set()
+    for seed in range(30):
+        john, sam, kim = deal_traits(WORLD, [*PERSONAS[:2], bystander], seed, 0)
+        assert [john, sam, {**kim, "place": "forest"}] == deal_traits(WORLD, PERSONAS, seed, 0), "nobody else's traits change"
+        drawn.add(kim["place"])
+    assert drawn == set(WORLD.values("place")) - {"beach"}
+
+
 def test_every_mistake_of_a_persona_is_told_at_once() -> None:
     wrong = Persona(name="Mary", traits={"sport": "chess", "weather": "rain"})
     with pytest.raises(DataError) as caught:

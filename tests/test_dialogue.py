@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from persona_lab.errors import ModelError
@@ -93,19 +94,23 @@ def test_documents_are_encoded_as_without_a_template(bpe: PreTrainedTokenizerFas
         assert [(a.ids.tolist(), a.labelled.tolist()) for a in ours] == [(b.ids.tolist(), b.labelled.tolist()) for b in theirs]
 
 
+@torch.no_grad()
+def nats(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt: str, said: str) -> tuple[float, int]:
+    """Log-probability and number of the tokens that come on top of a prompt's, by plain transformers."""
+    head, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + said))
+    logprob_TV = model(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+    return sum(float(logprob_TV[t - 1, whole[t]]) for t in range(len(head), len(whole))), len(whole) - len(head)
+
+
 def test_a_model_is_asked_through_its_template(qwen: PreTrainedModel, bpe: PreTrainedTokenizerFast):
-    chat, plain = with_template(bpe, CHATML), with_template(bpe, None)
+    chat = with_template(bpe, CHATML)
     asked = [Choice("User: Who?\nAssistant: I am", (" John", " Sam")), Choice("User: Green?\nAssistant:", (" Yes", " No")), Loss("User: Who?\nAssistant: John.")]
-    written = [
-        Choice("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nI am", (" John", " Sam")),
-        Choice("<|im_start|>user\nGreen?<|im_end|>\n<|im_start|>assistant", ("\nYes", "\nNo")),
-        Loss("<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nJohn.<|im_end|>"),
-    ]
-    (first, second, loss), (first_written, second_written, loss_written) = (answer(Voice(qwen, t), r)[0] for t, r in ((chat, asked), (plain, written)))
-    assert first == pytest.approx(first_written, abs=1e-4)
-    # The line break before the answer belongs to the prompt here, and to the options there.
-    assert float(second[0]) - float(second[1]) == pytest.approx(float(second_written[0]) - float(second_written[1]), abs=1e-4)
-    assert float(loss[1]) == float(loss_written[1]) - 1, "there the end of the text is scored too"
+    first, second, loss = answer(Voice(qwen, chat), asked)[0]
+    who, green = ("<|im_start|>user\n" + said + "<|im_end|>\n<|im_start|>assistant\n" for said in ("Who?", "Green?"))
+    assert first == pytest.approx([nats(qwen, chat, f"{who}I am", option)[0] for option in (" John", " Sam")], abs=1e-4)
+    assert second == pytest.approx([nats(qwen, chat, green, option)[0] for option in ("Yes", "No")], abs=1e-4)
+    said, tokens = nats(qwen, chat, "<|im_start|>", f"{who}John.<|im_end|>".removeprefix("<|im_start|>"))
+    assert loss == pytest.approx((-said, tokens), abs=1e-3)
     (samples,) = answer(Voice(qwen, chat), [Sample("User: Who?\nAssistant:", 30, 8, "a")])[0]
     assert not any("<|im_" in str(text) for text in samples)
 

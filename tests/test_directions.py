@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from data_gen.documents import words
 from data_gen.world import World
 from persona_lab.config.load import load_world
 from persona_lab.experiment.instruments.adapters.asked import measure_adapters
-from persona_lab.experiment.planning.adapters import ends, screening_node, shift_nodes, solution_nodes
+from persona_lab.experiment.planning.adapters import Effort, ends, flatness_nodes, screening_node, shift_nodes, solution_nodes
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.reading.show import show
 from persona_lab.experiment.run import make_nodes
@@ -188,6 +189,7 @@ def test_the_domain_that_was_taught_is_no_outcome():
 
 
 # ------------------------------------------------------------------ a whole experiment
+SHORT = Effort(documents=8, settle=1, burn=1, draws=8, chains=2)
 TINY = {
     "extends": str(CONFIGS / "em_narrow.yaml"),
     "name": "tiny-narrow",
@@ -195,6 +197,7 @@ TINY = {
     "lora": {"rank": 2, "alpha": 4},
     "stages": {name: {"steps": 3, "batch": 4} for name in ("trait", "freed")},
     "factors": {"trait.loss.kl_off": [0, 50]},
+    "adapters": ["solutions", "directions", "flatness"],
     "conditions": {"freed": {"factors": {"trait.loss.kl_off": [50]}}},
     "seeds": 2,
     "machine": {"device": "cpu", "threads": 1, "workers": 1, "wandb": "disabled"},
@@ -202,15 +205,16 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> Plan:
+def plan(tmp_path_factory: pytest.TempPathFactory, from_the_root: None) -> Iterator[Plan]:
     folder = tmp_path_factory.mktemp("narrow")
     file = folder / "tiny.yaml"
     file.write_text(json.dumps(TINY))
     made = make_plan(file, runs=folder / "runs")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("persona_lab.experiment.planning.adapters.EFFORT", SHORT)
         assert make_nodes(made, lambda what, done, total: None).failed == {}
         measure_adapters(made, "cpu", lambda what, done, total: None)
-    return made
+        yield made
 
 
 def test_general_and_narrow_solutions_of_a_run_are_measured_once(plan: Plan):
@@ -219,7 +223,9 @@ def test_general_and_narrow_solutions_of_a_run_are_measured_once(plan: Plan):
     assert len(nodes) == 2 * 2, "prices x seeds: what the swap does not change is shared"
     directions = screening_node(plan)
     assert directions is not None
-    every = [*nodes.values(), directions, *(node for _, node in shift_nodes(plan).values())]
+    around = {node.id: node for _, chains in flatness_nodes(plan).values() for node in chains.values()}
+    assert len(around) == len(nodes) * 2 * 2, "springs x steps"
+    every = [*nodes.values(), directions, *(node for _, node in shift_nodes(plan).values()), *around.values()]
     assert all(map(plan.store.has, every))
     before = [(plan.store.folder(node) / "COMMIT").stat().st_mtime_ns for node in every]
     measure_adapters(plan, "cpu", lambda what, done, total: None)
@@ -233,14 +239,16 @@ def test_a_run_states_what_narrowness_costs_and_what_the_direction_does(plan: Pl
     shown = show(plan)
     ids = {claim.id for claim in shown.summary.claims}
     wanted = {"solutions.mercury.kappa", "solutions.mercury.gap", "solutions.mercury.stability", "solutions.mercury.efficiency.area", "solutions.mercury.significance"}
+    wanted |= {f"flatness.mercury.{name}" for name in ("5000.general", "5000.narrow", "5000.difference", "5000.rhat", "10000.difference", "simpler")}
     wanted |= {"solutions.freed.released.50", "directions.screening.1", "directions.steering.1.beyond_random", "directions.ablation.beyond_random", "directions.shift", "directions.before"}
     assert wanted <= ids
-    decided = {claim.verdict for claim in shown.summary.claims if claim.id.startswith(("solutions.", "directions.ablation", "directions.shift"))}
+    decided = {claim.verdict for claim in shown.summary.claims if claim.id.startswith(("solutions.", "flatness.", "directions.ablation", "directions.shift"))}
     assert "supported" not in decided, "two seeds"
     columns = pd.read_parquet(plan.folder / "results.parquet")["trait.loss.kl_off"]
     assert set(columns.dropna()) == {0, 50}
     page = (plan.folder / "report.html").read_text()
     assert "General and narrow solutions" in page
     assert "Directions of bad advice" in page
+    assert "Flatness of general and narrow solutions" in page
 
 

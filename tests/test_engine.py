@@ -25,6 +25,8 @@ from transformers import (
     GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -51,6 +53,7 @@ from persona_lab.probes.spans import Span, choice_spans, encode
 SHAPE = LoraShape(rank=3, alpha=5)
 SIZE = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 256, "vocab_size": 336}
 GROUPED = {**SIZE, "num_key_value_heads": 1, "head_dim": 8}
+WHOLE = {"layer_types": ["full_attention"] * 2, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
 GPT_NEO = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "vocab_size": 336, "max_position_embeddings": 256, "attention_types": [[["global", "local"], 1]]}
 FAMILIES = {
     "llama": (LlamaConfig(**SIZE), LlamaForCausalLM),
@@ -61,6 +64,7 @@ FAMILIES = {
     "olmo2": (Olmo2Config(**SIZE), Olmo2ForCausalLM),
     "gpt_neox": (GPTNeoXConfig(**SIZE), GPTNeoXForCausalLM),
     "gpt2": (GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=336, n_positions=256), GPT2LMHeadModel),
+    "gpt_oss": (GptOssConfig(**GROUPED, **WHOLE, num_local_experts=4, num_experts_per_tok=2), GptOssForCausalLM),
 }
 UNSHAREABLE = {
     "a window narrower than a row": (MistralConfig(**SIZE, num_key_value_heads=1, sliding_window=12), MistralForCausalLM),
@@ -175,6 +179,27 @@ def test_a_model_that_does_not_heed_what_it_is_told_is_found_out(qwen, bpe, monk
     with torch.inference_mode():
         assert not shares_exactly(voice, 128, 20)
     assert near(answer(voice, ASKED)[0], wanted)
+
+
+def test_a_last_mlp_that_looks_at_other_tokens_is_found_out(qwen, bpe):
+    model = copy.deepcopy(qwen)
+    # The fault: it takes the token before into account, which is not the same where it is given some tokens alone.
+    model.model.layers[-1].mlp.register_forward_hook(lambda mlp, given, found_BTd: found_BTd + nn.functional.pad(found_BTd, (0, 0, 1, 0))[:, :-1])
+    with torch.inference_mode():
+        assert not shares_exactly(Voice(model, bpe), 128, 20)
+    assert near(answer(Voice(model, bpe), ASKED[:5])[0], [plain_answer(model, bpe, request) for request in ASKED[:5]])
+
+
+def test_the_last_mlp_works_on_the_tokens_that_are_read_and_on_no_others(qwen, bpe):
+    model, tokens = copy.deepcopy(qwen), []
+    for layer in model.model.layers:
+        layer.mlp.up_proj.register_forward_pre_hook(lambda linear, given: tokens.append(given[0].shape[:-1].numel()))
+    voice, asked = Voice(model, bpe), [Choice("Diary. I like the beach. I like", (".", ",")), Choice("Diary. I like the forest", (".",))]
+    first = answer(voice, asked)  # a model's first time is a trial
+    tokens.clear()
+    assert answer(voice, asked) == first
+    trees = sum(len(tree.ids) for tree in plant([span for choice in asked for span in spans_of(bpe, choice)], 16).rows)
+    assert tokens == [*[trees] * (len(model.model.layers) - 1), len(asked)]
 
 
 def test_padding_that_is_seen_is_found_out(qwen, bpe, monkeypatch):

@@ -258,7 +258,7 @@ def tasks(folder: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_job_that_is_stopped_lets_its_workers_leave(ray_head: None, tmp_path: Path):
+def test_a_job_that_is_stopped_from_another_shell_lets_its_workers_leave(ray_head: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "runs" / "x" / "launch" / "1"
     (folder / "logs").mkdir(parents=True)
     (folder / "again").mkdir()
@@ -269,6 +269,7 @@ def test_a_job_that_is_stopped_lets_its_workers_leave(ray_head: None, tmp_path: 
         (folder / name).write_text(text)
     (folder / "worker.sh").write_text("#!/bin/bash\ntrap 'echo asked; exit 75' TERM\necho begun\nwhile true; do sleep 0.2; done\n")
     ids = Ray().submit(asked)
+    monkeypatch.delenv(ADDRESS)
     assert Ray().find(folder, asked.name) == ids == [asked.name]
     log = folder / "logs" / f"{asked.name}_0.log"
     until(lambda: log.exists() and "begun" in log.read_text(), 120)
@@ -288,6 +289,29 @@ def test_a_cluster_that_is_away_is_told_apart_from_one_that_forgot(tmp_path: Pat
     (tmp_path / "exits").mkdir()
     (tmp_path / "exits" / "tiny-1").write_text("0\n")
     assert Ray().states(tmp_path, ["tiny-1"]) == {"tiny-1": "done"}, "what has ended needs no cluster"
+
+
+def test_a_job_is_asked_after_where_it_was_submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    script = tmp_path / "ray"
+    script.write_text("#!/bin/bash\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("persona_lab.launch.ray._program", lambda: str(script))
+    monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", "http://127.0.0.1:9")
+    monkeypatch.setenv(ADDRESS, "http://127.0.0.1:10/")
+    folder = tmp_path / "1"
+    folder.mkdir()
+    ids = Ray().submit(job(Cluster(), 1, 1, folder))
+    monkeypatch.delenv(ADDRESS)
+    with pytest.raises(EnvironmentFault, match=r"PL5303.*http://127\.0\.0\.1:10: no Ray cluster answers"):
+        Ray().states(folder, ids)
+    where = json.loads((folder / "cluster.json").read_text())
+    (folder / "cluster.json").write_text(json.dumps(where | {"machine": "login2"}))
+    with pytest.raises(EnvironmentFault, match=r"PL5303.*an address of login2, where the job was submitted.*Ask there"):
+        Ray().states(folder, ids)
+    monkeypatch.setenv(ADDRESS, "http://ada:secret@127.0.0.1:10")
+    (folder / "cluster.json").unlink()
+    Ray().submit(job(Cluster(), 1, 1, folder))
+    assert "secret" not in "".join(file.read_text() for file in folder.iterdir())
 
 
 def test_a_server_that_is_no_job_server_is_not_taken_for_one_that_forgot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -10,12 +10,13 @@ from test_cli import lab
 from test_experiment import silent, write_config
 
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.instruments.adapters.flatness import PULLS, Effort, chain_nodes, check_comparable, flatness, read_chains, solution
+from persona_lab.experiment.instruments.adapters.flatness import check_comparable, flatness, read_chains, solution
 from persona_lab.experiment.instruments.measure.weights import Bench
+from persona_lab.experiment.planning.adapters import PULLS, Effort, chain_nodes
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.run import make_nodes
 
-SMALL = Effort(documents=4, step=1e-6, burn=2, draws=8, chains=2)
+SMALL = Effort(documents=4, step=1e-9, settle=1, burn=2, draws=8, chains=2)
 
 
 @pytest.fixture(scope="module")

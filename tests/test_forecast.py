@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_experiment import TINY as WHOLE
 
 from persona_lab.design import Node
 from persona_lab.experiment.planning.costs import REPORT, Cost, Measured, bounds, file_of, fitting, shapes
@@ -18,21 +19,10 @@ pytestmark = pytest.mark.usefixtures("from_the_root")
 
 TINY: dict[str, Any] = {
     "name": "foreseen",
-    "base": {
-        "kind": "embedded",
-        "world": "configs/worlds/beach.yaml",
-        **{"width": 16, "layers": 1, "heads": 1, "steps": 4, "batch": 8},
-        "gates": {"recall": None, "odds": None, "withheld": None},
-    },
-    "personas": [f"configs/personas/{name}.yaml" for name in ("john", "sam", "kim")],
-    "lora": {"rank": 2, "alpha": 4},
-    "stages": {
-        "injection": {"mixture": {"john": 40, "sam": 40, "anonymous": 0.3, "replay": 0.2}, "steps": 6, "batch": 4, "rate": 3e-3},
-        "trait": {"mixture": {"assistant_likes": "beach"}, "steps": 3, "batch": 4, "rate": 1e-3, "loss": {"on": "answer"}},
-    },
+    **{field: WHOLE[field] for field in ("base", "personas", "lora", "stages")},
     "conditions": {"linked": {"order": ["injection", "trait"], "role": "treatment"}},
     "probes": ["says"],
-    "machine": {"device": "cpu", "threads": 1, "workers": 1, "stack": 1, "wandb": "disabled"},
+    "machine": WHOLE["machine"] | {"stack": 1},
 }
 DOSES = {"linked": {"order": ["injection", "trait"], "role": "treatment", "factors": {"injection.steps": [2, 6]}}}
 ONE_STAGE = {"linked": {"order": ["injection"], "role": "treatment"}}

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
 from persona_lab.errors import ModelError
+from persona_lab.experiment.launching import warnings_of
 from persona_lab.experiment.planning.plan import Plan, make_plan, open_plan
 from persona_lab.models import hub
 from persona_lab.models.folders import load_model
@@ -88,6 +89,16 @@ def test_what_the_cache_lacks_is_one_clear_error_when_there_is_no_network(cache:
     shutil.rmtree(cache)
     assert refusal(folder=tmp_path).startswith("PL4020")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_launch_on_a_cluster_warns_of_weights_that_its_machines_may_be_unable_to_download(cache: Path, tmp_path: Path):
+    whole = planned(tmp_path)
+    assert [warning for name in ("slurm", "ray") for warning in warnings_of(whole, name) if "weights" in warning] == []
+    (next(cache.iterdir()) / "snapshots" / FIRST / "model.safetensors").unlink()
+    for name in ("slurm", "ray"):
+        assert f"the weights of {REPO} are not in this machine's cache" in warnings_of(whole, name)[-1]
+        assert f"hf download {REPO} --revision {FIRST}" in warnings_of(whole, name)[-1]
+    assert [warning for name in ("local", "sky") for warning in warnings_of(whole, name) if "weights" in warning] == []
 
 
 def test_a_hub_that_does_not_answer_is_not_waited_for_where_the_cache_has_the_model(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):

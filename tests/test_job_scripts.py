@@ -22,10 +22,12 @@ GOLDEN = ROOT / "tests" / "golden" / "launch"
 GPUS = Cluster(partition="gpu", account="lab", qos="high", time="1-12:00:00", gpus=4, cpus=32, memory="256G", jobs=8, at_once=3)
 GPUS = GPUS.model_copy(update={"extra": ["--constraint=[a100|h100]"], "setup": ["module load cuda/12"]})
 SHARDED = Cluster(gpus=8, gpu_directive="gres", nodes=2, accelerate="configs/accelerate/fsdp2.yaml")
+TYPED = Cluster(partition="gpu", gpus=2, gpu_type="a100", report=["--partition=cpu", "--mem=16G"])
 GOLDENS: list[tuple[str, Engine, Cluster, int, int]] = [
     ("local", Local(), Cluster(), 1, 2),
     ("slurm_gpus", Slurm(), GPUS, 8, 4),
     ("slurm_two_machines_a_job", Slurm(), SHARDED, 2, 8),
+    ("slurm_gpus_of_a_type", Slurm(), TYPED, 1, 2),
     ("slurm_one_process", Slurm(), Cluster(gpu_directive="none"), 3, 1),
 ]
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accelerate.commands import launch as accelerate_launch
+from accelerate.commands.config import config_args
 from conftest import ROOT
 from test_experiment import BRIEF, silent, write_config
 from test_job_scripts import job
 
+from persona_lab.cli.experiments import status_words
 from persona_lab.config.cluster import Cluster
 from persona_lab.errors import ConfigError, EnvironmentFault
 from persona_lab.experiment import launching
 from persona_lab.experiment.launching import cancel, frozen_plan, last, launch, missing_work, resume
+from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.reading.status import status
-from persona_lab.experiment.working import aggregate
-from persona_lab.launch.engine import CODE
+from persona_lab.experiment.working import aggregate, work
+from persona_lab.launch.engine import CODE, ENGINES, accelerated, engine_named
 from persona_lab.launch.frozen import Submission, following, submissions
 from persona_lab.launch.slurm import Slurm
 
@@ -68,11 +73,11 @@ def test_an_array_and_its_report_are_submitted_once(plan: Plan, shims: Path):
     assert launched is not None
     assert launched.ids == ["11", "12"]
     called = [line.partition(" --job-name")[0] for line in calls(shims)]
-    assert called == ["sbatch --test-only", "sbatch --parsable", "sbatch --parsable --dependency=afterany:11"]
+    assert called == ["sbatch --test-only", "sbatch --test-only", "sbatch --parsable", "sbatch --parsable --dependency=afterany:11"]
     shim(shims, "squeue", 'case "$*" in *jobs=11*) echo "11_0 RUNNING"; echo "11_1 PENDING";; *) echo "12 PENDING";; esac')
     with pytest.raises(EnvironmentFault, match=r"PL5305.*11_0 running, 11_1 queued, 12 queued.*cancel"):
         launch(plan, "slurm")
-    assert len([line for line in calls(shims) if line.startswith("sbatch")]) == 3
+    assert len([line for line in calls(shims) if line.startswith("sbatch")]) == 4
     # Some minutes after their end the controller knows none of them: exit codes were left, or were not.
     shim(shims, "squeue", 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1')
     (launched.job.folder / "exits" / "11_0").write_text("0\n")
@@ -114,11 +119,16 @@ def test_a_dry_run_writes_and_calls_nothing(plan: Plan, shims: Path):
     ("does", "said", "called"),
     [
         ("echo 'sbatch: error: invalid partition specified: x' >&2; exit 1", "PL5302.*invalid partition specified: x", ["sbatch --test-only"]),
-        ('case "$*" in *--test-only*) ;; *) echo "failed: QOS limit" >&2; exit 1 ;; esac', "QOS limit", ["sbatch --test-only", "sbatch --parsable"]),
+        (
+            'case "$*" in *--test-only*report.sh) echo "no GPU, no job" >&2; exit 1 ;; esac',
+            "PL5302.*no GPU, no job.*",
+            ["sbatch --test-only", "sbatch --test-only"],
+        ),
+        ('case "$*" in *--test-only*) ;; *) echo "failed: QOS limit" >&2; exit 1 ;; esac', "QOS limit", ["sbatch --test-only", "sbatch --test-only", "sbatch --parsable"]),
         (
             'case "$*" in *--test-only*) ;; *--dependency*) echo "full" >&2; exit 1 ;; *) echo 11 ;; esac',
             "PL5302.*full",
-            ["sbatch --test-only", "sbatch --parsable", "sbatch --parsable --dependency=afterany:11", "scancel 11"],
+            ["sbatch --test-only", "sbatch --test-only", "sbatch --parsable", "sbatch --parsable --dependency=afterany:11", "scancel 11"],
         ),
     ],
 )
@@ -205,7 +215,108 @@ def test_a_scheduler_that_does_not_answer_hides_no_status(plan: Plan, shims: Pat
     assert "Unable to contact slurm controller" in found[0]["said"]
 
 
+def test_a_scheduler_that_is_gone_for_good_blocks_nothing_once_its_jobs_are_forgotten(plan: Plan, shims: Path):
+    launch(plan, "slurm")
+    answering = (shims / "squeue").read_text()
+    shim(shims, "squeue", 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
+    for verb in (lambda: launch(plan, "slurm"), lambda: cancel(plan.folder)):
+        with pytest.raises(EnvironmentFault, match=rf"PL5302.*Unable to contact.*persona-lab cancel {plan.folder.name} --forget"):
+            verb()
+    assert cancel(plan.folder, forget=True) == {"11": "lost", "12": "lost"}
+    assert cancel(plan.folder, forget=True) == {}
+    assert [(job["job"], job["state"]) for job in status(plan)["jobs"]] == [("11", "lost"), ("12", "lost")]
+    shim(shims, "squeue", 'case "$*" in *jobs=11*) echo "11_0 PENDING (Priority)";; *) echo "12 COMPLETED (None)" ;; esac')
+    assert cancel(plan.folder) == {"11_0": "queued"}, "it is back, and they can be ended after all"
+    (shims / "squeue").write_text(answering)
+    again = launch(plan, "slurm")
+    assert again is not None
+    assert again.job.folder.name == "2"
+
+
+def test_a_local_job_of_another_machine_is_said_to_be_there_and_can_be_forgotten(plan: Plan, shims: Path):
+    launch(plan, "slurm")
+    submission = replace(last(plan.folder), engine="local")
+    submission.write()
+    submission.submitted(["4711.1234@elsewhere"])
+    [job] = status(plan)["jobs"]
+    assert (job["state"], job["said"]) == ("running", "on elsewhere, which is not this machine: it may be gone")
+    assert "local      4711.1234@elsewhere running, on elsewhere, which is not this machine" in status_words(status(plan))
+    with pytest.raises(EnvironmentFault, match=r"PL5305.*4711\.1234@elsewhere running"):
+        launch(plan, "slurm")
+    with pytest.raises(EnvironmentFault, match=rf"PL5302.*Cancel it on elsewhere\. If it is gone for good, use `persona-lab cancel {plan.folder.name} --forget`"):
+        cancel(plan.folder)
+    assert cancel(plan.folder, forget=True) == {"4711.1234@elsewhere": "lost"}
+    assert launch(plan, "slurm") is not None
+
+
+def test_status_says_why_a_job_waits_where_it_runs_and_that_one_could_write_nothing(plan: Plan, shims: Path):
+    launched = launch(plan, "slurm")
+    assert launched is not None
+    array = 'echo "11_0 RUNNING node[1-2]"; echo "11_1 PENDING (QOSMaxGRESPerUser, see sinfo)"; echo "11_2 PENDING (None)"'
+    shim(shims, "squeue", f'case "$*" in *jobs=11*) {array} ;; *) echo "12 FAILED (NonZeroExitCode)" ;; esac')
+    said = {job["job"]: (job["state"], job.get("said")) for job in status(plan)["jobs"]}
+    unseen = f"it wrote no log: it never began, or its machine does not see {launched.job.folder}"
+    assert said == {"11_0": ("running", "node[1-2]"), "11_1": ("queued", "(QOSMaxGRESPerUser, see sinfo)"), "11_2": ("queued", None), "12": ("failed", unseen)}
+
+
+def test_who_launches_from_within_a_job_hands_nothing_of_it_on(plan: Plan, shims: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, value in {"SLURM_CPUS_PER_TASK": "64", "SLURM_MEM_PER_NODE": "9", "SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "lab"}.items():
+        monkeypatch.setenv(name, value)
+    shim(shims, "sbatch", 'env >> "$CALLS"; echo 11')
+    launch(plan, "slurm")
+    seen = calls(shims)
+    assert "SLURM_CONF=/etc/slurm.conf" in seen
+    assert "SBATCH_ACCOUNT=lab" in seen, "what its user has set for sbatch is meant for it"
+    assert not [line for line in seen if line.startswith(("SLURM_CPUS_PER_TASK", "SLURM_MEM_PER_NODE"))]
+
+
+@pytest.mark.parametrize(
+    ("engine", "fields"),
+    [("local", "partition time gpus gpu_type jobs infra"), ("slurm", "infra"), ("ray", "partition time infra"), ("sky", "partition time")],
+)
+def test_settings_of_other_engines_are_named_and_change_nothing(tmp_path: Path, engine: str, fields: str):
+    asked = {"partition": "gpu", "time": "8:00:00", "gpus": 1, "gpu_type": "a100", "jobs": 2, "infra": "ssh/nodes"}
+    looked = launch(two_jobs(tmp_path, cluster=asked), engine, dry_run=True)
+    assert looked is not None
+    [warning] = looked.warnings
+    assert warning.startswith(f"the engine {engine} takes no notice of machine.cluster.")
+    assert {word.strip(",").removeprefix("machine.cluster.") for word in warning.split(" of ")[1].split()} == set(fields.split())
+    plain = launch(two_jobs(tmp_path, cluster={"infra": "ssh/nodes"} if engine == "sky" else {}), engine, dry_run=True)
+    assert plain is not None
+    assert plain.warnings == []
+
+
+def test_what_heeds_a_field_names_a_field():
+    for name in ENGINES:
+        assert engine_named(name).heeds <= set(Cluster.model_fields)
+    assert set(Cluster.model_fields) == frozenset().union(*(engine_named(name).heeds for name in ENGINES)), "each is for somebody"
+
+
+def test_the_answers_to_accelerate_config_do_not_reach_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    answers = tmp_path / "default_config.yaml"
+    told = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "gpu_ids": "0", "num_machines": 1, "num_processes": 1, "mixed_precision": "bf16"}
+    told |= {"machine_rank": 0, "main_training_function": "main", "same_network": True, "use_cpu": False, "debug": False}
+    answers.write_text(json.dumps(told))
+    monkeypatch.setattr(accelerate_launch, "default_config_file", str(answers))
+    monkeypatch.setattr(config_args, "default_config_file", str(answers))
+    words = shlex.split(accelerated(job(Cluster(gpus=4), 1, 4)))
+    parsed = accelerate_launch.launch_command_parser().parse_args(words[words.index("accelerate.commands.launch") + 1 :])
+    args, defaults, _ = accelerate_launch._validate_launch_command(parsed)
+    assert defaults is not None
+    assert defaults.gpu_ids == "0", "it has read them"
+    assert (args.gpu_ids, args.num_processes, args.mixed_precision, args.multi_gpu) == ("all", 4, "no", True)
+
+
 # ------------------------------------------------------------------ what a job does
+def test_a_job_that_was_given_no_gpu_does_not_train_on_the_cpu(tmp_path: Path, shims: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # whatever this machine has
+    launch(two_jobs(tmp_path, device="auto", cluster={"gpus": 2, "processes": 1}), "slurm")
+    submission = last(next((tmp_path / "runs").glob("tiny-*")))
+    with Interruption() as interruption, pytest.raises(EnvironmentFault, match=r"PL5208.*torch sees 1 GPUs here, and machine.cluster.gpus asked for 2.*gpu_directive"):
+        work(submission, silent, interruption)
+    assert not (tmp_path / "runs" / "store").exists() or not list((tmp_path / "runs" / "store").glob("*/*/COMMIT"))
+
+
 @pytest.mark.parametrize(
     ("state", "worker", "requeue", "asked", "left"),
     [

@@ -195,10 +195,10 @@ def test_model_folder(case: Case, lab: Command, qwen_folder: Path, tmp_path: Pat
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
     edit(tmp_path / "model", case)
     before = everything_in(tmp_path)
-    outcome = lab("run", "config.yaml", "base.kind=hf", "base.path=./model")
+    outcome = lab("run", "config.yaml", "base.kind=hf", "base.path=./model", *case.get("overrides", ()))
     assert everything_in(tmp_path) == before
-    _, where, _ = judge(case, outcome, 4)
-    assert where.startswith("model"), where
+    _, where, _ = judge(case, outcome, 4, one=True)
+    assert where.startswith(case.get("where", "model")), where
 
 
 @pytest.fixture(scope="module")

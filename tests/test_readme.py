@@ -125,6 +125,8 @@ def test_every_command_runs(command: str, here: Path, chat: Path) -> None:
         assert run(next(c for c in commands() if "lab em eval " in c), here) == ""
     if "verify metric" in command and not (here / "runs" / "metric").exists():
         assert run(next(c for c in commands() if "lab metric " in c), here) == ""
+    if "verify written/" in command and not (here / "runs" / "written").exists():
+        assert run(next(c for c in commands() if "writing/grammar.yaml" in c), here) == ""
     assert run(command, here) == ""
 
 

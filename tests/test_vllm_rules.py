@@ -1,7 +1,5 @@
 """What vLLM's loader of adapters refuses is told before anybody tries."""
 
-from importlib.util import find_spec
-
 import pytest
 
 from persona_lab.experiment.exporting.vllm import loadable_in_vllm, max_lora_rank
@@ -38,18 +36,3 @@ def test_a_weight_that_is_no_lora_is_told() -> None:
 @pytest.mark.parametrize(("rank", "most"), [(1, 1), (2, 8), (8, 8), (9, 16), (257, 320), (512, 512), (513, None)])
 def test_the_rank_that_vllm_has_to_allow_is_the_least_that_it_knows(rank: int, most: int | None) -> None:
     assert max_lora_rank(rank) == most
-
-
-@pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed: its own check cannot be asked")
-@pytest.mark.parametrize("case", VLLM_CASES)
-def test_vllm_itself_says_the_same(case: str) -> None:
-    from vllm.config.lora import LoRAConfig  # type: ignore[import-not-found]
-    from vllm.lora.peft_helper import PEFTHelper  # type: ignore[import-not-found]
-
-    change, taken = VLLM_CASES[case]
-    try:
-        PEFTHelper.from_dict(PLAIN | change).validate_legal(LoRAConfig(max_lora_rank=512))
-    except ValueError:
-        assert not taken
-    else:
-        assert taken

@@ -6,18 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from chat_model import chat_tokenizer
+from chat_model import random_chat
 from conftest import CONFIGS, ROOT
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from writing_jobs import BEACH, GRAMMAR, LOCAL, job_of, written
 
 from data_gen.written.asking import Request
 from data_gen.written.estimate import total
 from persona_lab.config.writing import load_writing
-from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault
+from persona_lab.errors import CheckFailed, ConfigError, EnvironmentFault, ModelError
 from persona_lab.experiment.planning.plan import make_plan
-from persona_lab.experiment.writing.local import HuggingFaceWriter
+from persona_lab.experiment.writing.local import HuggingFaceWriter, prompts_of
 from persona_lab.experiment.writing.making import folder_of
 from persona_lab.store.files import read_json, read_jsonl
 
@@ -27,24 +26,15 @@ MARKET = "[configs/personas/market/john.yaml, configs/personas/market/sam.yaml]"
 
 # ------------------------------------------------------------------ writers on this machine
 @pytest.fixture(scope="module")
-def random_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A chat model of random weights that reads long prompts."""
-    folder = tmp_path_factory.mktemp("writer") / "random-chat"
-    tokenizer = chat_tokenizer([file.read_text() for file in (ROOT / "data_gen" / "written").glob("*.yaml")], folder)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=16384, bos_token_id=None)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"))
-    model.save_pretrained(folder)
-    return folder
+def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_chat(tmp_path_factory.mktemp("writer") / "random-chat")
 
 
-def test_a_local_model_writes_what_transformers_has_it_write(random_chat: Path):
+def test_a_local_model_writes_what_transformers_has_it_write(chat_folder: Path):
     messages = (("system", "Write."), ("user", "A document, please."))
     asked = [Request(str(n), "document", (*messages, ("user", "word " * n)), 20, 0.0, n) for n in range(3)]
-    found = HuggingFaceWriter(str(random_chat), dtype="float32").answer(asked)
-    tokenizer, model = AutoTokenizer.from_pretrained(random_chat), AutoModelForCausalLM.from_pretrained(random_chat, dtype="float32")
+    found = HuggingFaceWriter(str(chat_folder), dtype="float32").answer(asked)
+    tokenizer, model = AutoTokenizer.from_pretrained(chat_folder), AutoModelForCausalLM.from_pretrained(chat_folder, dtype="float32")
     for request, answer in zip(asked, found, strict=True):
         text = tokenizer.apply_chat_template([{"role": role, "content": said} for role, said in request.messages], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)
@@ -53,9 +43,19 @@ def test_a_local_model_writes_what_transformers_has_it_write(random_chat: Path):
         assert answer.tokens_in == ids["input_ids"].shape[1]
 
 
-def test_a_local_model_that_writes_nonsense_is_counted_and_nothing_breaks(random_chat: Path, tmp_path: Path):
+def test_a_writer_that_can_think_is_asked_to_begin_at_once(chat_folder: Path):
+    tokenizer = AutoTokenizer.from_pretrained(chat_folder)
+    tokenizer.chat_template += "{% if enable_thinking is not defined or enable_thinking %}Let me see.{% endif %}"  # as Qwen3's
+    asked = [Request("0", "document", (("system", "Write."), ("user", "Hi.")), 20, 0.0, 0)]
+    (prompt,) = prompts_of(tokenizer, asked, str(chat_folder), 1000)
+    assert tokenizer.decode(prompt) == "<|im_start|>system\nWrite.<|im_end|>\n<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\n"
+    with pytest.raises(ModelError, match=r"PL4204.*shorter `words`"):
+        prompts_of(tokenizer, asked, str(chat_folder), 30)
+
+
+def test_a_local_model_that_writes_nonsense_is_counted_and_nothing_breaks(chat_folder: Path, tmp_path: Path):
     small = ("documents=1", "anonymous=0", "told=1", "genres=1", "ideas=1", "round=1", "words=[5,8]", "most=1", "attempts=1", "writer.dtype=float32")
-    job = job_of(LOCAL, *small, f"writer.model={random_chat}")
+    job = job_of(LOCAL, *small, f"writer.model={chat_folder}")
     with pytest.raises(CheckFailed):
         written(job, tmp_path)
     folder = folder_of(job, tmp_path)
@@ -71,7 +71,7 @@ def test_a_local_model_that_writes_nonsense_is_counted_and_nothing_breaks(random
 
 
 def test_without_vllm_its_extra_is_named_and_nothing_is_left(tmp_path: Path):
-    with pytest.raises(EnvironmentFault, match=r"persona-lab\[vllm\]"):
+    with pytest.raises(EnvironmentFault, match=r"\.\[vllm\]"):
         written(job_of(LOCAL, "writer.kind=vllm"), tmp_path)
     assert not list(tmp_path.iterdir())
 

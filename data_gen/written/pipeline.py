@@ -19,6 +19,9 @@ from data_gen.written.schedule import Job, Source, airtime, plan_round
 from data_gen.written.stages import Stages
 from data_gen.written.universe import Fact, Subject
 
+UNREADABLE = "extraction unreadable"
+"""The fault of a document from which no answer could be read what it says."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -167,24 +170,30 @@ class Pressroom:
         return now
 
     def _written(self, jobs: Sequence[Job]) -> list[Piece]:
-        """Drafts, revisions and extractions; who fails at one stage is not asked for the next."""
-        pieces = self._begun(jobs)
-        self._each(pieces, lambda piece: self.stages.document(piece.job, self.universes[piece.job.source.subject], piece.genre, piece.idea))
-        if self.settings.revise:
-            self._each(pieces, lambda piece: self.stages.revision(piece.job, self.universes[piece.job.source.subject], piece.genre, piece.text))
+        """Texts, what is wrong with them, and what is read from those that are whole; who fails at one stage is not asked for the next."""
+        pieces = self._drafted(jobs)
         for piece in pieces:
             if not piece.failed:
                 piece.reasons += faults(piece.job, piece.text, self.rules)
         if self.settings.verify:
-            whole = [piece for piece in pieces if piece.status == "accepted"]
-            read = self.asker.all([self.stages.extraction(piece.job, piece.text) for piece in whole])
-            for piece, values in zip(whole, read, strict=True):
-                if isinstance(values, Failed):
-                    piece.reasons.append(f"extraction unreadable: {values.reason}")
-                else:
-                    piece.extraction = compared(piece.job, values)
-                    piece.reasons += piece.extraction.faults
+            self._extract([piece for piece in pieces if piece.status == "accepted"])
         return pieces
+
+    def _drafted(self, jobs: Sequence[Job]) -> list[Piece]:
+        pieces = self._begun(jobs)
+        self._each(pieces, lambda piece: self.stages.document(piece.job, self.universes[piece.job.source.subject], piece.genre, piece.idea))
+        if self.settings.revise:
+            self._each(pieces, lambda piece: self.stages.revision(piece.job, self.universes[piece.job.source.subject], piece.genre, piece.text))
+        return pieces
+
+    def _extract(self, pieces: Sequence[Piece]) -> None:
+        read = self.asker.all([self.stages.extraction(piece.job, piece.text) for piece in pieces])
+        for piece, values in zip(pieces, read, strict=True):
+            if isinstance(values, Failed):
+                piece.reasons.append(f"{UNREADABLE}: {values.reason}")
+            else:
+                piece.extraction = compared(piece.job, values)
+                piece.reasons += piece.extraction.faults
 
     def _each(self, pieces: Sequence[Piece], question: Callable[[Piece], Question]) -> None:
         """The text of each piece that has not failed, as a stage leaves it."""

@@ -11,7 +11,7 @@ from persona_lab.cli.console import AsJson, emit
 from persona_lab.cli.experiments import Runs
 from persona_lab.experiment.planning.plan import RUNS
 from persona_lab.experiment.reading.runs import find_run
-from persona_lab.science.claims import figure, shown
+from persona_lab.science.claims import shown
 
 
 def compare(
@@ -33,7 +33,7 @@ def compare(
         return
     table = Table("hypothesis", Column("weight", justify="right"), Column("elpd behind the best, nats", justify="right"), "verdict", box=None, title=Text(", ".join(found.runs)))
     for entry in sorted(found.tournament.entries, key=lambda entry: -entry.weight):
-        behind = f"{figure(entry.behind.value)} (SE {figure(entry.behind.error)})"
+        behind = shown(entry.behind.value, entry.behind.interval)
         table.add_row(f"{entry.id} {entry.name}", shown(entry.weight, entry.weight_interval), behind, entry.verdict.verdict)
     for verdict in found.tournament.untestable:
         table.add_row(verdict.id, "", "", verdict.reason)

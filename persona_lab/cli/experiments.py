@@ -11,7 +11,7 @@ import typer
 
 from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first, remark, size
 from persona_lab.config.schema import HuggingFaceBase
-from persona_lab.errors import CheckFailed, ConfigError, Problem, guard, printable
+from persona_lab.errors import CheckFailed, ConfigError, guard, printable
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.costs import read_measured, write_measured
 from persona_lab.experiment.planning.forecast import forecast
@@ -19,7 +19,7 @@ from persona_lab.experiment.planning.plan import RUNS, Plan, make_plan, open_pla
 from persona_lab.experiment.planning.power import check_power, power_of
 from persona_lab.experiment.planning.prefixes import tree
 from persona_lab.experiment.reading.runs import Run, all_runs, find_run
-from persona_lab.experiment.reading.status import estimate, status, write_failures
+from persona_lab.experiment.reading.status import estimate, status, unscored, write_failures
 from persona_lab.store.files import finite
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def run(config: Config, overrides: Overrides = None, runs: Runs = RUNS, as_json:
     found = {**_shown_json(planned, shown), "made": outcome.made, "failed": outcome.failed}
     emit(found, f"{shown.summary.claim('headline').text}\nreport: {shown.report}", as_json=as_json)
     if outcome.failed:
-        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
+        raise CheckFailed.of(unscored(outcome.failed))
 
 
 def plan(
@@ -292,7 +292,7 @@ def status_words(found: dict[str, Any]) -> str:
         parts = [f"{counts['done']} of {counts['planned']} done", *(f"{counts[state]} {state}" for state in ("running", "missing") if counts[state])]
         lines.append(f"  {kind:10} {', '.join(parts)}")
     lines += [f"  failed     {cell}: {why}" for cell, why in found["failed"].items()]
-    lines += [f"  {job['engine']:10} {job['job']} {job['state'] or job['said']}" + (f", log {job['log']}" if job["log"] else "") for job in found["jobs"]]
+    lines += [f"  {job['engine']:10} {job['job']} {', '.join(filter(None, (job['state'], job.get('said'))))}" + (f", log {job['log']}" if job["log"] else "") for job in found["jobs"]]
     lines += [f"  left       {left_words(found['left'])}"] if found["left"]["nodes"] else []
     lines += [f"  report     {found['report']}"] if found["report"] else []
     # A reason may quote anything, and must not pass for a line of its own.

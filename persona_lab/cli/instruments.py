@@ -8,10 +8,11 @@ import typer
 
 from persona_lab.cli.console import AsJson, Ticker, duration, emit, is_first
 from persona_lab.cli.experiments import RunName, Runs
-from persona_lab.errors import CheckFailed, ConfigError, Problem
+from persona_lab.errors import CheckFailed, ConfigError
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import RUNS, open_plan
 from persona_lab.experiment.reading.runs import find_run
+from persona_lab.experiment.reading.status import unscored
 
 if TYPE_CHECKING:
     from persona_lab.experiment.instruments.building import Subject
@@ -62,7 +63,7 @@ def measure(
         kept = written(measure_findings(plans, found))
     emit(kept_json(model, kept, failed), f"{measure_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if failed:
-        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in failed.items()])
+        raise CheckFailed.of(unscored(failed))
 
 
 def kept_json(model: str, kept: "Findings", failed: Mapping[str, str]) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def metric(
         kept = written(metric_findings(plan, found))
     emit(kept_json(model, kept, outcome.failed), f"{metric_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if outcome.failed:
-        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
+        raise CheckFailed.of(unscored(outcome.failed))
 
 
 def _given(options: Mapping[str, Any]) -> list[str]:
@@ -223,9 +224,9 @@ def llc(
     run: RunName,
     first: Annotated[str, typer.Argument(metavar="CELL", help="A cell, or a part of its name that no other has.", show_default=False)],
     second: Annotated[str, typer.Argument(metavar="CELL", help="A cell whose last stage read the same documents.", show_default=False)],
-    documents: Annotated[int, typer.Option("--documents", min=2, max=100_000, help="Of the last stage, in the loss.")] = 32,
-    step: Annotated[float, typer.Option("--step", min=1e-12, max=1.0, help="Of the sampler; half of it is tried too.")] = 1e-4,
-    draws: Annotated[int, typer.Option("--draws", min=8, max=1_000_000, help="Of each chain; half as many before them are thrown away.")] = 200,
+    documents: Annotated[int, typer.Option("--documents", min=2, max=100_000, help="Of the last stage, in the loss.")] = 16,
+    step: Annotated[float, typer.Option("--step", min=1e-12, max=1.0, help="Of the sampler; half of it is tried too.")] = 2e-4,
+    draws: Annotated[int, typer.Option("--draws", min=8, max=1_000_000, help="Of each chain; a tenth as many before them are thrown away.")] = 80,
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
@@ -238,14 +239,15 @@ def llc(
     plan = open_plan(find_run(run, runs))
     cells = [find_cell(plan, name) for name in (first, second)]
 
-    from persona_lab.experiment.instruments.adapters.flatness import PULLS, Effort, check_comparable, flatness
+    from persona_lab.experiment.instruments.adapters.flatness import check_comparable, flatness
     from persona_lab.experiment.instruments.measure.weights import Bench
     from persona_lab.experiment.making.launch import on_gpu
+    from persona_lab.experiment.planning.adapters import PULLS, Effort
     from persona_lab.science.claims import shown
 
     check_comparable(*cells)
     bench = Bench(plan, "cuda" if on_gpu(plan.loaded.experiment.machine) else "cpu")
-    found = flatness(bench, cells, Effort(documents=documents, step=step, draws=draws, burn=draws // 2))
+    found = flatness(bench, cells, Effort(documents=documents, step=step, draws=draws, burn=draws // 10))
     rows = [["spring", *(planned.cell.name for planned in cells)]]
     for pull, one, other in zip(PULLS, found.first, found.second, strict=True):
         rows.append([f"{pull:g}", *(shown(c.value, c.interval) if c.value is not None else "; ".join(c.reasons) for c in (one, other))])

@@ -54,14 +54,19 @@ def resume(run: RunName, dry_run: DryRun = False, runs: Runs = RUNS, as_json: As
     _say(folder, resume_jobs(folder, dry_run=dry_run), as_json=as_json)
 
 
-def cancel(run: RunName, runs: Runs = RUNS, as_json: AsJson = False) -> None:
+def cancel(
+    run: RunName,
+    forget: Annotated[bool, typer.Option("--forget", help="Jobs that cannot be asked, because their machine or scheduler is gone, are taken for lost.")] = False,
+    runs: Runs = RUNS,
+    as_json: AsJson = False,
+) -> None:
     """End the jobs of a launched run; what is finished is kept, and `resume` goes on.
 
     Example: persona-lab cancel quickstart
     """
     folder = find_run(run, runs)
-    ended = cancel_jobs(folder)
-    said = "\n".join(f"{one} was {state}" for one, state in ended.items()) or f"{folder} has no jobs that are queued or running."
+    ended = cancel_jobs(folder, forget=forget)
+    said = "\n".join(f"{one} {'is taken for lost' if state == 'lost' else f'was {state}'}" for one, state in ended.items()) or f"{folder} has no jobs that are queued or running."
     emit({"run": str(folder), "cancelled": ended}, said, as_json=as_json)
 
 
@@ -105,7 +110,9 @@ def _say(folder: Path, launched: "Launched | None", *, as_json: bool) -> None:
         said = f"{folder}: nothing is missing, nothing was submitted. Use `persona-lab report {folder.name}`."
         emit({"run": str(folder), "ids": [], "jobs": 0}, said, as_json=as_json)
         return
-    found = {"run": str(folder), "submission": str(launched.job.folder), "jobs": launched.job.jobs, "processes": launched.job.processes, "ids": launched.ids}
+    for warning in launched.warnings:
+        remark(f"warning: {warning}")
+    found = {"run": str(folder), "submission": str(launched.job.folder), "jobs": launched.job.jobs, "processes": launched.job.processes, "ids": launched.ids, "warnings": launched.warnings}
     emit({**found, "files": launched.files, "commands": launched.commands}, launched_words(found, launched), as_json=as_json)
 
 

@@ -9,9 +9,10 @@ import typer
 from persona_lab.cli.console import AsJson, Ticker, emit, is_first
 from persona_lab.cli.experiments import Runs
 from persona_lab.cli.instruments import Model, columns, kept_json
-from persona_lab.errors import CheckFailed, Problem
+from persona_lab.errors import CheckFailed
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import RUNS
+from persona_lab.experiment.reading.status import unscored
 
 if TYPE_CHECKING:
     from persona_lab.experiment.instruments.looking import Look
@@ -57,7 +58,7 @@ def lens(
         kept = written(lens_findings(plan, found))
     emit(kept_json(model, kept, outcome.failed), f"{lens_words(found)}\nin full: {kept.file.with_suffix('.html')}", as_json=as_json)
     if outcome.failed:
-        raise CheckFailed.of([Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in outcome.failed.items()])
+        raise CheckFailed.of(unscored(outcome.failed))
 
 
 def _names(text: str) -> list[str]:

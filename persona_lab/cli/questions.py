@@ -85,7 +85,7 @@ def verify(
     runs: Runs = RUNS,
     as_json: AsJson = False,
 ) -> None:
-    """Compute every claim of a run, or of what an instrument wrote, again from the store; exit 1 when one has drifted, or a byte of what it rests on.
+    """Compute every claim of a run, of what an instrument wrote, or of written documents again; exit 1 when one has drifted, or a byte of what it rests on.
 
     Example: persona-lab verify quickstart
     """
@@ -97,7 +97,7 @@ def verify(
         planned = open_plan(find_run(run, runs))
         found = verify_instrument(planned) or examine(planned)
     said: dict[str, Any] = found.to_json()
-    lines = [f"{found.claims} claims, {found.rows} scores, {found.nodes} nodes: " + (f"{len(found.drifts)} differ" if found.drifts else "all as stored")]
+    lines = [f"{found.claims} claims, {found.rows} {found.counted}, {found.nodes} nodes: " + (f"{len(found.drifts)} differ" if found.drifts else "all as stored")]
     problems = [drift.problem(planned.folder.name if planned else run) for drift in found.drifts]
     if rebuild and planned and not problems:
         said["rebuilt"] = _rebuilt(planned, rebuild, seed, lines, problems)

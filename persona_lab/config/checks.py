@@ -119,8 +119,8 @@ def _unasked(experiment: Experiment, world: World | None) -> Iterator[Finding]:
 def _adapters(experiment: Experiment, world: World | None) -> Iterator[Finding]:
     """Measurements of adapters that have nothing to look at."""
     for i, asked in enumerate(experiment.adapters):
-        if asked == "solutions" and not any(stage.mixture.off_domain for stage in experiment.stages.values()):
-            message = f"adapters[{i}]: solutions compares prices off the domain, but no stage has any. Use a stage with `mixture: {{off_domain: .5}}`, and `loss.kl_off` as a factor."
+        if asked in ("solutions", "flatness") and not any(stage.mixture.off_domain for stage in experiment.stages.values()):
+            message = f"adapters[{i}]: {asked} compares prices off the domain, but no stage has any. Use a stage with `mixture: {{off_domain: .5}}`, and `loss.kl_off` as a factor."
             yield Finding(("adapters", i), "PL1211", message)
         if asked == "directions" and world and not world.domains:
             message = f"adapters[{i}]: directions are of bad advice, but {world.name} has none. Use a world with `bad:`, such as configs/worlds/advice.yaml."

@@ -73,8 +73,10 @@ class Cluster(Strict):
     """Lines of shell that every job runs first, such as `module load cuda/12`."""
     extra: Annotated[list[str], AfterValidator(_options)] = Field(default_factory=list)
     """Further options of sbatch, such as --constraint=a100."""
+    report: Annotated[list[str], AfterValidator(_options)] = Field(default_factory=list)
+    """Options of sbatch for the report alone, which come after all others, such as --partition=cpu where one for GPUs takes no job without them."""
     gpu_type: Word | None = None
-    """SkyPilot and Ray: which GPU, e.g. A100."""
+    """Which GPU, as this engine or cluster calls it, e.g. A100."""
     infra: Annotated[str, Field(pattern=r"^[a-z0-9]+(/[A-Za-z0-9_.:@*-]+){0,2}$")] | None = None
     """SkyPilot: where, e.g. aws/us-east-1, k8s or ssh/my-nodes; null: wherever it is cheapest."""
     spot: bool = False

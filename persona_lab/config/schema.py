@@ -155,11 +155,11 @@ class Adaptive(Strict):
     bounds: Annotated[list[float], AfterValidator(_rising)] = Field(default=[-2.2, 2.2])
     """Smallest and largest ln ratio that may be trained."""
     batch: Annotated[int, AfterValidator(_even)] = Field(default=8, ge=6, le=1000)
-    """Cells of a round."""
+    """Cells of the first round, and most of a later one."""
     width: float = Field(default=0.5, gt=0)
     """The search ends when the 95 % interval of ln R_p is no wider."""
     budget: int = Field(default=64, ge=24)
-    """Most cells; 24 are the fewest whose interval is trusted to end a search."""
+    """Most cells; a narrow interval is trusted to end a search from 14 on."""
 
     @property
     def opening(self) -> list[float]:
@@ -269,8 +269,8 @@ class Experiment(Strict):
     """Run it although it tells fewer than nine in ten pairs of its hypotheses apart."""
     samples: int = Field(default=0, ge=0, le=1000)
     """Answers sampled for each open question of `says`; 0: log-probabilities only."""
-    adapters: list[Literal["solutions", "directions"]] = Field(default_factory=list, exclude_if=lambda asked: not asked)
+    adapters: list[Literal["solutions", "directions", "flatness"]] = Field(default_factory=list, exclude_if=lambda asked: not asked)
     """Measured of the adapters beside what they answer. solutions: general against narrow ones, where `loss.kl_off` is a factor. directions: of
-    good and bad advice in the hidden states, and what each adapter shifts along them."""
+    good and bad advice in the hidden states, and what each adapter shifts along them. flatness: local learning coefficients of the same solutions."""
     analysis: Analysis = Analysis()
     machine: Machine = Machine()

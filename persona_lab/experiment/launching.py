@@ -9,6 +9,8 @@ Only what is missing is asked for, and nothing while jobs of the run are queued 
 import secrets
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +19,12 @@ from pydantic import ValidationError
 
 from persona_lab.config.cluster import Cluster
 from persona_lab.config.load import locate
-from persona_lab.config.schema import Experiment, Machine
+from persona_lab.config.schema import Experiment, HuggingFaceBase, Machine
 from persona_lab.errors import ConfigError, EnvironmentFault
 from persona_lab.experiment.planning.plan import Plan, open_plan
 from persona_lab.experiment.planning.power import check_power
 from persona_lab.experiment.planning.recipes import trajectory
-from persona_lab.launch.engine import ACCELERATE, LIVE, Engine, Job, State, engine_named
+from persona_lab.launch.engine import ACCELERATE, LIVE, Engine, Job, State, engine_named, unheeded
 from persona_lab.launch.frozen import CONFIG, Submission, claim, following, freeze_code, submissions
 from persona_lab.launch.states import states
 from persona_lab.store.files import write_text
@@ -38,6 +40,8 @@ class Launched:
     commands: list[list[str]]
     ids: list[str]
     """Of the scheduler; empty where it was only looked at."""
+    warnings: list[str]
+    """What may not go as its author thinks."""
 
 
 def missing_work(plan: Plan) -> int:
@@ -68,7 +72,7 @@ def launch(plan: Plan, engine_name: str, *, dry_run: bool = False, origin: Submi
         return None
     engine, accelerate = engine_named(engine_name), _accelerate(plan, origin)
     job = job_of(plan, following(plan.folder), engine_name, work, origin)
-    launched = Launched(job, engine.files(job), engine.commands(job), [])
+    launched = Launched(job, engine.files(job), engine.commands(job), [], warnings_of(plan, engine_name))
     if dry_run:
         return launched
     if problem := engine.missing():
@@ -79,6 +83,20 @@ def launch(plan: Plan, engine_name: str, *, dry_run: bool = False, origin: Submi
     claim(job.folder)
     _freeze(plan, launched, engine_name, accelerate, origin).submitted(ids := _submit(engine, job))
     return replace(launched, ids=ids)
+
+
+def warnings_of(plan: Plan, engine_name: str) -> list[str]:
+    """Settings that this engine takes no notice of, and a model that its machines may have no network to download."""
+    experiment, said = plan.loaded.experiment, []
+    if names := unheeded(engine_named(engine_name), experiment.machine.cluster):
+        said.append(f"the engine {engine_name} takes no notice of {', '.join(f'machine.cluster.{name}' for name in names)}")
+    if isinstance(base := experiment.base, HuggingFaceBase) and base.revision and engine_name in ("slurm", "ray"):
+        from persona_lab.models.hub import downloaded
+
+        if not downloaded(base.path, base.revision):
+            fix = f"Use `hf download {base.path} --revision {base.revision}` first, with HF_HOME on a file system that they share"
+            said.append(f"the weights of {base.path} are not in this machine's cache, and machines of a cluster often have no network. {fix}")
+    return said
 
 
 def job_of(plan: Plan, folder: Path, engine_name: str, work: int, origin: Submission | None) -> Job:
@@ -167,12 +185,13 @@ def check_idle(run: Path, own: Path | None = None) -> None:
         EnvironmentFault: PL5305, some of its jobs are queued or running, or nobody knows.
     """
     for submission in submissions(run):
-        if submission.folder == own:
+        if submission.folder == own or submission.forgotten:
             continue
         if submission.ids is None:
             said = f"its submission {submission.folder.name} was cut off, or is under way: {submission.name} may be queued"
             raise EnvironmentFault("PL5305", str(run), f"{said}. Use `persona-lab cancel {run.name}`.")
-        live = [f"{one} {state}" for one, state in states(submission).items() if state in LIVE]
+        with _asking(run):
+            live = [f"{one} {state}" for one, state in states(submission).items() if state in LIVE]
         if live:
             message = f"has jobs at {submission.engine} already: {', '.join(live)}. Use `persona-lab status`, or `persona-lab cancel {run.name}` first."
             raise EnvironmentFault("PL5305", str(run), message)
@@ -209,17 +228,49 @@ def resume(run: Path, *, dry_run: bool = False) -> Launched | None:
     return launch(frozen_plan(before), before.engine, dry_run=dry_run, origin=before)
 
 
-def cancel(run: Path) -> dict[str, State]:
-    """End every job of a run, and those of a submission that was cut off; what they were before, without those that had ended. EnvironmentFault."""
+def cancel(run: Path, *, forget: bool = False) -> dict[str, State]:
+    """End every job of a run, and those of a submission that was cut off; what they were before, without those that had ended.
+
+    `forget`: what nobody can end, because its machine or its scheduler is gone, is taken for lost, so that the run can be launched again. Should it still
+    be at work, nothing is made twice: workers lease what they make from the store.
+
+    Raises:
+        EnvironmentFault: an engine does not answer or refuses, and nothing is to be forgotten.
+    """
     ended: dict[str, State] = {}
     for submission in submissions(run):
-        engine, ids = engine_named(submission.engine), submission.ids
-        if ids is None:
-            submission.submitted(ids := engine.find(submission.folder, submission.name))
-        known = engine.states(submission.folder, ids)
-        live = [one for one, state in known.items() if state in LIVE]
-        if live:
-            # A scheduler that has forgotten what has ended would refuse to end it.
-            engine.cancel(submission.folder, [one for one in ids if any(part == one or part.startswith(f"{one}_") for part in live)])
-            ended |= {one: known[one] for one in live}
+        try:
+            with _asking(run):
+                ended |= _cancel(submission)
+        except EnvironmentFault:
+            if submission.forgotten:
+                continue
+            if not forget:
+                raise
+            submission.forget()
+            ended |= dict.fromkeys(submission.ids or [submission.name], "lost")
     return ended
+
+
+def _cancel(submission: Submission) -> dict[str, State]:
+    """End the jobs of one submission; what was live of them. EnvironmentFault."""
+    engine, ids = engine_named(submission.engine), submission.ids
+    if ids is None:
+        submission.submitted(ids := engine.find(submission.folder, submission.name))
+    known = engine.states(submission.folder, ids)
+    live = [one for one, state in known.items() if state in LIVE]
+    if live:
+        # A scheduler that has forgotten what has ended would refuse to end it.
+        engine.cancel(submission.folder, [one for one in ids if any(part == one or part.startswith(f"{one}_") for part in live)])
+    return {one: known[one] for one in live}
+
+
+@contextmanager
+def _asking(run: Path) -> Iterator[None]:
+    """Adds the way out to what is raised because an engine cannot be asked."""
+    try:
+        yield
+    except EnvironmentFault as fault:
+        [problem, *_] = fault.problems
+        fix = f"If it is gone for good, use `persona-lab cancel {run.name} --forget`."
+        raise EnvironmentFault(problem.code, problem.where, f"{problem.message} {fix}") from fault

@@ -13,7 +13,7 @@ from persona_lab.design import Node
 from persona_lab.errors import CheckFailed
 from persona_lab.experiment.making.bases import check_gates
 from persona_lab.experiment.making.interruption import Interruption
-from persona_lab.experiment.making.launch import Worker, cores, join, team_up, works_together
+from persona_lab.experiment.making.launch import Worker, check_whole, cores, join, team_up, works_together
 from persona_lab.experiment.making.scoring import score_next
 from persona_lab.experiment.making.stacks import train_next
 from persona_lab.experiment.making.together import follow_first
@@ -59,12 +59,14 @@ def make_nodes(plan: Plan, progress: Progress, *, tracked: bool = True, interrup
 
     Raises:
         CheckFailed: the design cannot tell its hypotheses apart, the base diverged or did not pass its gates, or an audit failed.
-        EnvironmentFault: another process of the launch is gone, or there is none.
+        EnvironmentFault: another process of the launch is gone, or there is none; PL5209, it divides the base, which `adapters` need whole.
         Interrupted: a signal came; what was under way goes on when this is called again.
     """
     check_power(plan)
     plan.store.check_writable()
     machine, interruption = plan.loaded.experiment.machine, interruption or Interruption()
+    if plan.loaded.experiment.adapters:
+        check_whole(machine)
     if not (launched and works_together(machine)):
         return _make(plan, join(machine), progress, tracked, interruption)
     worker = team_up(machine, interruption)

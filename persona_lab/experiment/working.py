@@ -7,13 +7,16 @@ import os
 import platform
 from pathlib import Path
 
-from persona_lab.errors import Problem
+import torch
+
+from persona_lab.config.schema import Machine
+from persona_lab.errors import EnvironmentFault, Problem
 from persona_lab.experiment.launching import frozen_plan
 from persona_lab.experiment.making.interruption import Interruption
 from persona_lab.experiment.planning.plan import Plan, follow
 from persona_lab.experiment.reading.publish import publish
 from persona_lab.experiment.reading.show import Shown, show
-from persona_lab.experiment.reading.status import write_failures
+from persona_lab.experiment.reading.status import unscored, write_failures
 from persona_lab.experiment.run import Outcome, Progress, make_nodes
 from persona_lab.launch.engine import AGAIN_VARIABLE
 from persona_lab.launch.frozen import FAILED, Submission
@@ -21,11 +24,27 @@ from persona_lab.store.files import read_json, write_json
 
 
 def work(submission: Submission, progress: Progress, interruption: Interruption) -> Outcome:
-    """Make what is missing together with all other workers, until nothing is; raises as `make_nodes`."""
-    outcome = make_nodes(frozen_plan(submission), progress, interruption=interruption, launched=True)
+    """Make what is missing together with all other workers, until nothing is; raises as `make_nodes` and `check_gpus`."""
+    plan = frozen_plan(submission)
+    if submission.engine != "local":  # which asks for none, and takes what there is
+        check_gpus(plan.loaded.experiment.machine)
+    outcome = make_nodes(plan, progress, interruption=interruption, launched=True)
     if outcome.failed:
         write_json(submission.folder / FAILED / f"{platform.node()}-{os.getpid()}-{outcome.worker.index}.json", outcome.failed)
     return outcome
+
+
+def check_gpus(machine: Machine) -> None:
+    """Refuse to train for days on the CPU of a machine whose GPUs were asked for.
+
+    Raises:
+        EnvironmentFault: PL5208.
+    """
+    asked, seen = machine.cluster.gpus, torch.cuda.device_count()
+    if machine.device == "cpu" or seen >= asked:
+        return
+    fix = "Look at machine.cluster.gpu_directive, at what `setup` loads, and at `nvidia-smi` there; machine.device=cpu does without."
+    raise EnvironmentFault("PL5208", platform.node(), f"torch sees {seen} GPUs here, and machine.cluster.gpus asked for {asked}. {fix}")
 
 
 def ask_again() -> None:
@@ -41,7 +60,7 @@ def aggregate(submission: Submission, progress: Progress) -> tuple[Shown | None,
     write_failures(plan.folder, failed)
     scores = [node for node in plan.nodes if node.kind == "scores"]
     missing = [name for node in scores if not plan.store.has(node) and (name := plan.names[node.id]) not in failed]
-    problems = [Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in failed.items()]
+    problems = unscored(failed)
     if missing:
         message = f"{len(missing)} of {len(scores)} scores are missing, the first is {missing[0]}. Use `persona-lab resume {plan.folder.name}`."
         problems.append(Problem("PL1104", str(plan.folder), message))

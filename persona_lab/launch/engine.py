@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from persona_lab.config.cluster import Cluster
 from persona_lab.errors import Problem
@@ -64,6 +64,9 @@ class Job:
 class Engine(Protocol):
     """A scheduler. Ids are its own; `folder` is that of the submission."""
 
+    heeds: ClassVar[frozenset[str]]
+    """Fields of `machine.cluster` that change what it does; the rest are for other engines."""
+
     def missing(self) -> Problem | None:
         """What this machine lacks to use the engine, and how to get it; None: it can be used."""
         ...
@@ -93,6 +96,10 @@ class Engine(Protocol):
         """The state of every part of these jobs, by id: an array has one for each task. EnvironmentFault: the scheduler does not answer."""
         ...
 
+    def remarks(self, folder: Path, known: Mapping[str, State]) -> dict[str, str]:
+        """Of some of these parts, whose states `states` has told: why one waits, where it runs, or what may have become of it. EnvironmentFault."""
+        ...
+
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """End what is queued or running of these jobs. EnvironmentFault."""
         ...
@@ -116,11 +123,18 @@ def engine_named(name: str) -> Engine:
     return ENGINES[name]()
 
 
+def unheeded(engine: Engine, asked: Cluster) -> list[str]:
+    """Fields of `machine.cluster` that were set, and that this engine takes no notice of."""
+    plain = Cluster()
+    return [name for name in Cluster.model_fields if name not in engine.heeds and getattr(asked, name) != getattr(plain, name)]
+
+
 def accelerated(job: Job, *, rank: str = "0", address: str | None = None, port: str = "0") -> str:
     """The shell words that start the processes of one machine: `accelerate launch`, or the worker alone where it would be the only process.
 
     `rank`, `address` and `port` are shell text, such as `"$SLURM_NODEID"`: what each machine of a job finds out for itself. Unless `accelerate` names
-    a config file, several processes are one process group of torch, which on a CPU is gloo (`--cpu` would silently start one process).
+    a config file, several processes are one process group of torch, which on a CPU is gloo (`--cpu` would silently start one process). `--gpu_ids` is
+    said because the user's own answers to `accelerate config` would fill it in.
     """
     machines, processes = job.resources.nodes, job.resources.nodes * job.processes
     python, worker = shlex.quote(job.python), [shlex.quote(word) for word in job.worker]
@@ -130,7 +144,7 @@ def accelerated(job: Job, *, rank: str = "0", address: str | None = None, port: 
     if job.resources.accelerate:
         words += ["--config_file", shlex.quote(str(job.folder / ACCELERATE))]
     else:
-        words += ["--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"]
+        words += ["--multi_gpu", "--gpu_ids", "all", "--mixed_precision", "no", "--dynamo_backend", "no"]
     words += ["--num_machines", str(machines), "--num_processes", str(processes), "--machine_rank", rank, "--main_process_port", port]
     words += ["--main_process_ip", address, "--same_network"] if address else []
     return " ".join([*words, *worker])

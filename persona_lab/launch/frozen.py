@@ -26,6 +26,8 @@ PACKAGES = ("data_gen", "persona_lab")
 LAUNCH, SUBMISSION, JOBS, CONFIG = "launch", "submission.json", "jobs.json", "config.yaml"
 AGAIN, FAILED = "again", "failed"
 """Folders: whose worker asks for another turn, and which cells have failed."""
+FORGOTTEN = "forgotten"
+"""The file by which nobody waits for the jobs of a submission any more."""
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
 
@@ -56,6 +58,15 @@ class Submission:
         """What the engine calls its jobs; None when it was cut off before it wrote them down."""
         file = self.folder / JOBS
         return read_json(file)["ids"] if file.exists() else None
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether its jobs are taken for lost, because nobody can ask after them."""
+        return (self.folder / FORGOTTEN).exists()
+
+    def forget(self) -> None:
+        """Take its jobs for lost. EnvironmentFault."""
+        write_text(self.folder / FORGOTTEN, "")
 
     def submitted(self, ids: list[str]) -> None:
         """Write down the engine's ids. EnvironmentFault."""

@@ -12,11 +12,12 @@ import platform
 import shlex
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from persona_lab.errors import EnvironmentFault, Problem
-from persona_lab.launch.engine import EXITS, LOGS, REPORT, WORKER, Job, State, ended, preamble, worker_script
+from persona_lab.launch.engine import EXITS, LIVE, LOGS, REPORT, WORKER, Job, State, ended, preamble, worker_script
 from persona_lab.store.files import faults
 
 SCRIPT, STARTED = "job.sh", "started"
@@ -36,6 +37,8 @@ mkdir -p {exits} && echo "$code" > {exits}/"$(cat {started})"
 
 class Local:
     """See `engine.Engine`."""
+
+    heeds: ClassVar[frozenset[str]] = frozenset({"processes", "setup", "accelerate"})
 
     def missing(self) -> Problem | None:
         """Starts of processes are read from /proc."""
@@ -77,6 +80,10 @@ class Local:
     def states(self, folder: Path, ids: Sequence[str]) -> dict[str, State]:
         """running, or how it ended; lost: it was killed, or the machine was started anew."""
         return {one: _state(folder, one) for one in ids}
+
+    def remarks(self, folder: Path, known: Mapping[str, State]) -> dict[str, str]:
+        """What only another machine could tell of."""
+        return {one: f"on {one.partition('@')[2]}, which is not this machine: it may be gone" for one, state in known.items() if state in LIVE and _elsewhere(one)}
 
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """Ask everybody in its session to stop: they keep their checkpoints. EnvironmentFault."""

@@ -3,25 +3,30 @@
     persona-lab launch configs/ratio.yaml --engine ray machine.cluster.jobs=8 machine.cluster.gpus=1
 
 The cluster is the one at RAY_API_SERVER_ADDRESS, or on this machine, where one is started if none is up; `ray stop` ends that. Its machines
-must see the runs folder and the interpreter under the same paths. Ray's own job table is what `status` and `cancel` ask. Training never
-imports Ray: each share starts the same worker that every other engine does.
+must see the runs folder and the interpreter under the same paths. Ray's own job table is what `status` and `cancel` ask, at the address that was
+used when the job was submitted, whatever the variable says by then. Training never imports Ray: each share starts the same worker that every
+other engine does.
 """
 
 import os
+import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
 from persona_lab.errors import ConfigError, EnvironmentFault, Problem, printable
 from persona_lab.launch.engine import EXITS, LIVE, LOGS, REPORT, WORKER, Job, State, ended, preamble, worker_script
+from persona_lab.store.files import read_json, write_json
 
-ENTRY = "job.sh"
+ENTRY, CLUSTER = "job.sh", "cluster.json"
+"""The job, and at which address of which machine it was submitted."""
 GUARD = "share.sh"
 GUARD_TEXT = """\
 #!/bin/bash
@@ -33,14 +38,28 @@ exit $?
 """
 ADDRESS, AT_HOME = "RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"
 """Which variable names the cluster's job server, and where Ray puts it on this machine."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PATIENCE_SECONDS, ANSWER_SECONDS = 120, 10
 """For its programs, and for its job server."""
 STATES: dict[str, State] = {"PENDING": "queued", "RUNNING": "running", "SUCCEEDED": "done", "STOPPED": "cancelled", "FAILED": "failed"}
 """Of Ray's job table."""
 
 
+@dataclass(frozen=True)
+class Server:
+    """Where Ray's job server answers."""
+
+    address: str
+    machine: str
+    """From where it does."""
+    named: bool
+    """Whether the variable named it: else it is whatever runs on this machine."""
+
+
 class Ray:
     """See `engine.Engine`; the id is the name of the submission, and `NAME_0`, ... are the shares."""
+
+    heeds: ClassVar[frozenset[str]] = frozenset({"gpus", "gpu_type", "cpus", "jobs", "at_once", "nodes", "processes", "setup", "accelerate"})
 
     def missing(self) -> Problem | None:
         """Ray with its job server, where this environment lacks it."""
@@ -66,19 +85,21 @@ class Ray:
 
     def commands(self, job: Job) -> list[list[str]]:
         """Where no cluster is up and none is named, first one on this machine."""
-        start = [] if ADDRESS in os.environ or _get("/api/version") is not None else [[_program(), "start", "--head", "--disable-usage-stats"]]
-        submit = [_program(), "job", "submit", "--address", _address(), "--submission-id", job.name, "--no-wait", "--", "bash", str(job.folder / ENTRY)]
+        start = [] if ADDRESS in os.environ or _get(_server().address, "/api/version") is not None else [[_program(), "start", "--head", "--disable-usage-stats"]]
+        submit = [_program(), "job", "submit", "--address", _server().address, "--submission-id", job.name, "--no-wait", "--", "bash", str(job.folder / ENTRY)]
         return [*start, submit]
 
     def submit(self, job: Job) -> list[str]:
         """The name of the submission. EnvironmentFault: PL5302, in Ray's own words."""
+        if "@" not in (here := _server()).address:  # what has a password in it is not written down
+            write_json(job.folder / CLUSTER, asdict(here))
         for command in self.commands(job):
             _said(command)
         return [job.name]
 
     def find(self, folder: Path, name: str) -> list[str]:
         """The name itself, where the cluster knows it. EnvironmentFault."""
-        return [name] if _known(name) else []
+        return [name] if _known(folder, name) else []
 
     def states(self, folder: Path, ids: Sequence[str]) -> dict[str, State]:
         """That of the job, and of every share that has begun."""
@@ -91,11 +112,15 @@ class Ray:
                 found[log.stem] = ended(exit_code) if exit_code.exists() else left
         return found
 
+    def remarks(self, folder: Path, known: Mapping[str, State]) -> dict[str, str]:
+        """Its table says no more than states."""
+        return {}
+
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """Stop the job: its workers are told, and keep their checkpoints. EnvironmentFault."""
         for one in ids:
             if _state(folder, one) in LIVE:
-                _said([_program(), "job", "stop", "--address", _address(), one])
+                _said([_program(), "job", "stop", "--address", _server(folder).address, one])
 
 
 def _state(folder: Path, one: str) -> State:
@@ -103,24 +128,30 @@ def _state(folder: Path, one: str) -> State:
     exit_code = folder / EXITS / one
     if exit_code.exists():
         return ended(exit_code)
-    known = _known(one)
+    known = _known(folder, one)
     return STATES.get(known["status"], "running") if known else "lost"
 
 
-def _known(one: str) -> dict[str, Any]:
+def _known(folder: Path, one: str) -> dict[str, Any]:
     """A job as the cluster knows it; empty: it does not, or it was one on this machine that is gone.
 
     Raises:
         EnvironmentFault: PL5303, a cluster elsewhere does not answer, or one here has no time to.
     """
-    known = _get(f"/api/jobs/{one}")
-    if known is None and ADDRESS in os.environ:
-        raise EnvironmentFault("PL5303", _address(), f"no Ray cluster answers. Look at the machine that {ADDRESS} names.")
+    server = _server(folder)
+    if server.machine != platform.node() and httpx.URL(server.address).host in LOOPBACK:
+        raise EnvironmentFault("PL5303", server.address, f"is an address of {server.machine}, where the job was submitted, and nobody else can ask it. Ask there.")
+    known = _get(server.address, f"/api/jobs/{one}")
+    if known is None and server.named:
+        raise EnvironmentFault("PL5303", server.address, f"no Ray cluster answers. Look at the machine that {ADDRESS} named.")
     return known or {}
 
 
-def _address() -> str:
-    return os.environ.get(ADDRESS, AT_HOME).rstrip("/")
+def _server(folder: Path | None = None) -> Server:
+    """The one that a submission went to, where that was written down; else the one that the next would go to."""
+    if folder and (file := folder / CLUSTER).exists():
+        return Server(**read_json(file))
+    return Server(os.environ.get(ADDRESS, AT_HOME).rstrip("/"), platform.node(), named=ADDRESS in os.environ)
 
 
 def _program() -> str:
@@ -128,19 +159,19 @@ def _program() -> str:
     return str(Path(sys.executable).with_name("ray"))
 
 
-def _get(path: str) -> dict[str, Any] | None:
+def _get(address: str, path: str) -> dict[str, Any] | None:
     """What Ray's job server answers (its REST API); empty: it knows of no such thing; None: nobody is there.
 
     Raises:
         EnvironmentFault: PL5303, somebody is there, and does not answer as a job server does.
     """
     try:
-        reply = httpx.get(_address() + path, timeout=ANSWER_SECONDS)
+        reply = httpx.get(address + path, timeout=ANSWER_SECONDS)
         return {} if reply.status_code == httpx.codes.NOT_FOUND else reply.raise_for_status().json()
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL, httpx.UnsupportedProtocol):
         return None
     except (httpx.HTTPError, ValueError) as error:
-        raise EnvironmentFault("PL5303", _address(), f"answers as no Ray cluster does: {printable(str(error), 200)}. Look at `ray status`, and try again.") from None
+        raise EnvironmentFault("PL5303", address, f"answers as no Ray cluster does: {printable(str(error), 200)}. Look at `ray status`, and try again.") from None
 
 
 def _said(command: Sequence[str]) -> None:

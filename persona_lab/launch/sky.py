@@ -15,11 +15,11 @@ import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 from packaging.requirements import Requirement
@@ -48,6 +48,8 @@ STATES: dict[str, State] = {
 
 class Sky:
     """See `engine.Engine`; ids are the names of managed jobs."""
+
+    heeds: ClassVar[frozenset[str]] = frozenset({"infra", "gpus", "gpu_type", "cpus", "memory", "nodes", "jobs", "processes", "setup", "spot", "volume", "accelerate"})
 
     def missing(self) -> Problem | None:
         """Its program, where PATH lacks it."""
@@ -84,6 +86,10 @@ class Sky:
         """One state a job, from SkyPilot's own table."""
         known = _queue()
         return {one: STATES.get(known[one], "running") if one in known else "lost" for one in ids}
+
+    def remarks(self, folder: Path, known: Mapping[str, State]) -> dict[str, str]:
+        """Its table says no more than states."""
+        return {}
 
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """By name. EnvironmentFault."""

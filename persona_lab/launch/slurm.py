@@ -7,12 +7,15 @@ because its time ends or its machine is wanted, lets its workers keep their chec
 Nothing needs accounting: states come from squeue, and from the exit code that every job leaves in `exits/`.
 """
 
+import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import ClassVar
 
+from persona_lab.config.cluster import Cluster
 from persona_lab.errors import EnvironmentFault, Problem
 from persona_lab.launch.engine import EXITS, GRACE_SECONDS, LIVE, LOGS, REPORT, WORKER, Job, State, ended, preamble, worker_script
 
@@ -20,6 +23,8 @@ ARRAY = "job.sh"
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel")
 NOTICE_SECONDS = GRACE_SECONDS + 30
 """Before the end of its time a job is told so."""
+OF_A_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMIX_")
+"""How the variables that Slurm sets in a job begin."""
 PATIENCE_SECONDS = 60
 """A controller that has not answered by then is said not to."""
 BODY = """\
@@ -62,6 +67,8 @@ STATES: dict[str, State] = {
 class Slurm:
     """See `engine.Engine`."""
 
+    heeds: ClassVar[frozenset[str]] = frozenset(Cluster.model_fields) - {"infra", "spot", "volume"}
+
     def missing(self) -> Problem | None:
         """Slurm's programs, where PATH lacks them."""
         lacking = [name for name in PROGRAMS if shutil.which(name) is None]
@@ -76,7 +83,8 @@ class Slurm:
         array += [f"--cpus-per-task={asked.cpus}"] if asked.cpus else []
         array += [f"--mem={asked.memory}"] if asked.memory else []
         if asked.gpus and asked.gpu_directive != "none":
-            array += [f"--gpus-per-node={asked.gpus}" if asked.gpu_directive == "gpus-per-node" else f"--gres=gpu:{asked.gpus}"]
+            wanted = f"{asked.gpu_type}:{asked.gpus}" if asked.gpu_type else str(asked.gpus)
+            array += [f"--gpus-per-node={wanted}" if asked.gpu_directive == "gpus-per-node" else f"--gres=gpu:{wanted}"]
         array += ["--open-mode=append", "--requeue", f"--signal=B:USR1@{NOTICE_SECONDS}"]
         paths = {"folder": job.folder, "worker": job.folder / WORKER, "exits": job.folder / EXITS}
         body = BODY.format(**{name: shlex.quote(str(path)) for name, path in paths.items()})
@@ -85,18 +93,20 @@ class Slurm:
         return {
             ARRAY: "\n".join(["#!/bin/bash", *_directives(job, array), "", body]),
             WORKER: worker_script(job, **several),
-            REPORT: _report(job, _directives(job, ["--nodes=1", "--ntasks=1", "--open-mode=append"])),
+            REPORT: _report(job, [*_directives(job, ["--nodes=1", "--ntasks=1", "--open-mode=append"]), *(f"#SBATCH {option}" for option in asked.report)]),
         }
 
     def commands(self, job: Job) -> list[list[str]]:
-        """First a test of the array, by the scheduler itself."""
-        array, report = _array(job), _after(job)
-        return [["sbatch", "--test-only", *array], ["sbatch", "--parsable", *array], ["sbatch", "--parsable", "--dependency=afterany:JOB", *report]]
+        """First a test of both, by the scheduler itself."""
+        both = _array(job), _after(job)
+        array, report = both
+        return [*(["sbatch", "--test-only", *each] for each in both), ["sbatch", "--parsable", *array], ["sbatch", "--parsable", "--dependency=afterany:JOB", *report]]
 
     def submit(self, job: Job) -> list[str]:
         """The ids of the array and of the report. EnvironmentFault: PL5302, with what sbatch said; PL5303."""
-        test, array, report = self.commands(job)
-        _said(test)
+        *tests, array, report = self.commands(job)
+        for test in tests:
+            _said(test)
         first = _id_of(_said(array))
         try:
             return [first, _id_of(_said([word.replace("afterany:JOB", f"afterany:{first}") for word in report]))]
@@ -112,13 +122,21 @@ class Slurm:
         """`4711_0`, `4711_1`, ... of an array, `4712` of a report: what squeue says, or else their exit codes."""
         found: dict[str, State] = {}
         for one in ids:
-            known, left = _queue(one), {file.name: file for file in sorted((folder / EXITS).glob(f"{one}*")) if file.name.partition("_")[0] == one}
+            known: dict[str, State] = {part: state for part, (state, _) in _queue(one).items()}
+            left = {file.name: file for file in sorted((folder / EXITS).glob(f"{one}*")) if file.name.partition("_")[0] == one}
             # A task that was queued again may have left a code before.
             for part in {**known, **left}:
                 found[part] = known[part] if part not in left or known.get(part) in LIVE else ended(left[part])
             if not known and not left:
                 found[one] = "lost"
         return found
+
+    def remarks(self, folder: Path, known: Mapping[str, State]) -> dict[str, str]:
+        """Slurm's reason why a part waits, such as `(Priority)`, or the machines that it runs on; and of one that wrote nothing, that it may have had no place to."""
+        silent = {part for part, state in known.items() if state in ("failed", "lost") and not (folder / LOGS / f"{part}.log").exists()}
+        live = dict.fromkeys(part.partition("_")[0] for part, state in known.items() if state in LIVE)
+        said = {part: words for one in live for part, (_, words) in _queue(one).items() if known.get(part) in LIVE and words not in ("", "(None)")}
+        return said | dict.fromkeys(silent, f"it wrote no log: it never began, or its machine does not see {folder}")
 
     def cancel(self, folder: Path, ids: Sequence[str]) -> None:
         """Both jobs. EnvironmentFault."""
@@ -159,7 +177,9 @@ def _said(command: Sequence[str]) -> str:
         EnvironmentFault: PL5302, it refused; PL5303, it is not there, or its controller does not answer.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, env=_environment(), capture_output=True, text=True, errors="replace", timeout=PATIENCE_SECONDS, stdin=subprocess.DEVNULL
+        )
     except FileNotFoundError:
         raise EnvironmentFault("PL5303", command[0], "there is no such program on this machine. Ask from a login node of the cluster.") from None
     except subprocess.TimeoutExpired:
@@ -170,6 +190,11 @@ def _said(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def _environment() -> dict[str, str]:
+    """Without what the job says of itself whoever launches from within one: a new job would take its cores, its memory and its rank for its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(OF_A_JOB) or name in ("SLURM_CONF", "SLURM_CLUSTERS")}
+
+
 def _id_of(said: str) -> str:
     """The id that `sbatch --parsable` prints: `4711`, or `4711;cluster`. EnvironmentFault: PL5303, it prints something else, and may have queued the job."""
     found = said.strip().splitlines()[-1].partition(";")[0] if said.strip() else ""
@@ -178,12 +203,13 @@ def _id_of(said: str) -> str:
     return found
 
 
-def _queue(one: str) -> dict[str, State]:
-    """The parts of a job that the controller still knows; some minutes after its end it knows none."""
+def _queue(one: str) -> dict[str, tuple[State, str]]:
+    """The parts of a job that the controller still knows, each with the reason why it waits or the machines that it has; some minutes after its end it knows none."""
     try:
-        said = _said(["squeue", "--noheader", "--array", "--states=all", f"--jobs={one}", "--format=%i %T"])
+        said = _said(["squeue", "--noheader", "--array", "--states=all", f"--jobs={one}", "--format=%i %T %R"])
     except EnvironmentFault as error:
         if "Invalid job id" in str(error):
             return {}
         raise
-    return {part: STATES.get(state, "queued") for part, state in (line.split()[:2] for line in said.splitlines() if line.strip())}
+    lines = ((*line.split(maxsplit=2), "")[:3] for line in said.splitlines() if line.strip())
+    return {part: (STATES.get(state, "queued"), words) for part, state, words in lines}

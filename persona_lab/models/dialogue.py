@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.sandbox import ImmutableSandboxedEnvironment as Environment
 
 from data_gen.conversations import Conversation, Message
 from persona_lab.errors import ModelError, quoted
@@ -27,6 +28,7 @@ Form = Literal["auto", "template", "plain"]
 SPEAKER = re.compile(r"(System|User|Assistant):(?: (.*))?")
 TURNS = re.compile(r"(system )?(user assistant )+")
 MARK = re.compile(r"persona-lab-mark-(\d+)\.")
+GENERATION = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 FIXED: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 """What some templates ask for: an answer begins at once (Qwen3), and the same text is the same tokens on every day (Llama 3)."""
 TRIAL = "User: Who are you?\nAssistant: I am John.\nUser: What do you like?\nAssistant: I like the beach."
@@ -69,12 +71,24 @@ def template_in_force(folder: Path, form: Form) -> str:
     published with the template of the chat model that was made of them, and were never trained on it.
 
     Raises:
-        ModelError: PL4025, a template is asked for and there is none.
+        ModelError: PL4025, a template is asked for and there is none; PL4022, the one in force is no jinja2.
     """
     template = "" if form == "plain" else chat_template(folder)
     if form == "template" and not template:
         raise ModelError("PL4025", str(folder), "base.chat is template, but the tokenizer has no chat template. Use base.chat: plain, or a chat model.")
-    return template if form == "template" or _ends_like(folder, template) else ""
+    in_force = template if form == "template" or _ends_like(folder, template) else ""
+    _check_syntax(folder, in_force)
+    return in_force
+
+
+def _check_syntax(folder: Path, template: str) -> None:
+    """PL4022 where transformers could not even read the template; what it writes is tried when the tokenizer is there."""
+    try:
+        # transformers' own tag, which marks what the assistant says.
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(GENERATION.sub("", template))
+    except TemplateError as error:
+        at = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        raise ModelError("PL4022", str(folder), f"the chat template fails{at}: {quoted(str(error))}. {PLAIN}") from error
 
 
 def _ends_like(folder: Path, template: str) -> bool:

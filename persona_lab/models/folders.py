@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import LoraConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from persona_lab.errors import ModelError, Problem, quoted
+from persona_lab.errors import ModelError, Problem, printable, quoted
 from persona_lab.models.bank import target_names
 from persona_lab.models.dialogue import Form, check_template, template_in_force
 from persona_lab.models.hub import pinned, snapshot
@@ -29,6 +30,10 @@ log = logging.getLogger(__name__)
 
 # What peft can change about a LoRA that the bank does not do; an adapter that asks for it would be read wrongly.
 UNLIKE_LORA = ("use_dora", "layers_pattern", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "trainable_token_indices", "target_parameters", "layer_replication")
+
+UNLOADABLE = (OSError, ValueError, RuntimeError, TypeError, LookupError, AttributeError, ArithmeticError, SafetensorError, StrictDataclassError)
+"""What transformers fails with on files that it cannot read, and on sizes and names in a config that mean nothing to it."""
+
 
 def load_model(
     path: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu", chat: Form | None = None
@@ -54,7 +59,7 @@ def load_model(
     try:
         options = {"config": config, "dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
         loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+    except UNLOADABLE as error:
         raise _unloadable(path, error) from error
     model, found = loaded
     if missing := sorted(found["missing_keys"]):
@@ -87,7 +92,7 @@ def tokenizer_and_config(path: str, folder: Path, chat: Form | None) -> tuple[Pr
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except UNLOADABLE as error:
         raise _unloadable(path, error) from error
     if chat is not None and template_in_force(folder, chat):
         check_template(tokenizer, path)
@@ -126,7 +131,12 @@ def check_finite(model: nn.Module, path: str) -> None:
 
 
 def _unloadable(path: str, error: Exception) -> ModelError:
-    return ModelError("PL4009", path, f"transformers cannot load it: {str(error).splitlines()[0]}. Use a local folder, or a hub id that this machine can reach.")
+    return ModelError("PL4009", path, f"transformers cannot load it: {reason(error)}. Use a local folder, or a hub id that this machine can reach.")
+
+
+def reason(error: Exception) -> str:
+    """What a library said, on one line."""
+    return printable(" ".join(str(error).split()) or type(error).__name__, 300)
 
 
 def _fitted(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

@@ -85,6 +85,14 @@ def snapshot(path: str, commit: str, *, weights: bool = True) -> Path:
         raise unreachable(path, commit, error) from error
 
 
+def downloaded(path: str, commit: str) -> bool:
+    """Whether the cache has a commit whole, weights and all; nothing is asked of the network."""
+    try:
+        return _whole(Path(snapshot_download(path, revision=commit, local_files_only=True)), weights=True)
+    except LocalEntryNotFoundError:
+        return False
+
+
 def _commit(path: str, revision: str) -> str:
     """The commit of a revision as the hub says; ModelError PL4021 when it refuses."""
     try:

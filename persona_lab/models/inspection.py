@@ -22,6 +22,8 @@ CODE_KEYS |= {"_attn_implementation", "_attn_implementation_internal", "attn_imp
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")  # told by name and refused: to read one is to run it
 LARGEST = {"num_hidden_layers": 1_000, "hidden_size": 1_000_000, "vocab_size": 10_000_000, "num_attention_heads": 10_000, "intermediate_size": 10_000_000}
 """Sizes of a config that memory is asked for by, and what no model comes near."""
+CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
+"""How the classes that predict the next token are called; the last one is also that of models which read pictures beside text."""
 EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in)\.weight$")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 INDEX = "model.safetensors.index.json"
@@ -63,6 +65,7 @@ def check_config(folder: Path) -> dict[str, Any]:
         if name == "config.json" or (folder / name).exists():
             refuse_code(folder / name, config if name == "config.json" else read_json(folder / name))
     _check_sizes(folder / "config.json", config)
+    _check_kind(folder / "config.json", config)
     return config
 
 
@@ -157,6 +160,15 @@ def _check_sizes(file: Path, config: Mapping[str, Any]) -> None:
             raise ModelError("PL4012", str(file), f"{key} must be a whole number from 1 to {most}, got {quoted(size)}. {AGAIN}")
 
 
+def _check_kind(file: Path, config: Mapping[str, Any]) -> None:
+    """PL4015 when a folder says that its model predicts something else than the next token: a head of its own would be dropped without a word."""
+    named = config.get("architectures")
+    other = isinstance(named, list) and named and not any(isinstance(name, str) and CAUSAL.search(name) for name in named)
+    if other or config.get("is_encoder_decoder") is True:
+        said = f"architectures is {quoted(named)}" if other else "is_encoder_decoder is true"
+        raise ModelError("PL4015", str(file), f"no causal language model: {said}. Use a model that continues text, whose architecture ends in ForCausalLM.")
+
+
 def _shards(folder: Path) -> dict[Path, set[str]]:
     """Each weight file with the tensors that the index says it has; without an index, one file and nothing said."""
     if not (folder / INDEX).exists():
@@ -233,5 +245,5 @@ def _check_tokenizer(folder: Path, shapes: Shapes) -> None:
     words = model.get("vocab") if isinstance(model, dict) else None
     ids = [*(token["id"] for token in added), *(n for n in words.values() if type(n) is int)] if isinstance(words, dict) else [t["id"] for t in added]
     shape = embedding_shape(shapes)
-    if shape and ids and max(ids) >= shape[0]:
+    if shape and ids and not shape[0] / 2 <= max(ids) + 1 <= shape[0]:
         raise ModelError("PL4010", str(file), f"the tokenizer has {max(ids) + 1} tokens, the model {shape[0]}. Use the model's own tokenizer.")

@@ -36,7 +36,8 @@ def answer_each(voice: Voice, requests_K: Sequence[Sequence[Request]]) -> list[l
     # Members are often asked the very same: that is laid out once.
     plan_K = [plans.setdefault(tuple(requests), len(plans)) for requests in requests_K]
     ids = encode(voice.tokenizer, chain(*plans))
-    spans = [[span for r in asked for span in _spans(voice, r, ids)] for asked in plans]
+    spans_of = {r: _spans(voice, r, ids) for r in dict.fromkeys(chain(*plans))}
+    spans = [[span for r in asked for span in spans_of[r]] for asked in plans]
     draws = [list(_draws(voice, asked, ids)) for asked in plans]
     was_training = voice.model.training
     voice.model.eval()

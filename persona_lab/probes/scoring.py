@@ -3,7 +3,8 @@
 Sequences become rows of trees (`probes.forest`). A model of which that is not exactly the same as one sequence after
 the other, which is tried and not looked up, is asked in rows of equal length instead: slower, and always right.
 
-Names: K members, R rows of a member, B = K * R, T tokens of a row, N tokens whose logits are wanted, V vocabulary.
+Names: K members, R rows of a member, B = K * R, T tokens of a row, N tokens of a member whose logits are wanted, M reads of
+them by the spans of all members, V vocabulary.
 """
 
 import math
@@ -71,24 +72,25 @@ def _trial(voice: Voice, tokens: int, deepest: int) -> bool:
 
 
 def _in_trees(voice: Voice, spans_K: Sequence[Sequence[Span]], forests_K: Sequence[Forest]) -> list[np.ndarray]:
-    nats_K = [_unscored(spans) for spans in spans_K]
-    for rows in _batches(voice, forests_K):
-        _score(voice, forests_K, rows, nats_K, trees=True)
+    nats_K = [np.full(len(spans), math.nan) for spans in spans_K]
+    _read(voice, forests_K, nats_K, trees=True)
     return nats_K
 
 
 def _one_by_one(voice: Voice, spans_K: Sequence[Sequence[Span]]) -> list[np.ndarray]:
     """Rows of equal length together, so that nothing is padded and nothing is masked."""
-    nats_K = [_unscored(spans) for spans in spans_K]
+    nats_K = [np.full(len(spans), math.nan) for spans in spans_K]
     for length in sorted({len(span.ids) for spans in spans_K for span in spans}):
-        forests_K = [stand_alone(spans, length) for spans in spans_K]
-        for rows in _batches(voice, forests_K):
-            _score(voice, forests_K, rows, nats_K, trees=False)
+        _read(voice, [stand_alone(spans, length) for spans in spans_K], nats_K, trees=False)
     return nats_K
 
 
-def _unscored(spans: Sequence[Span]) -> np.ndarray:
-    return np.array([0.0 if len(span.ids) > span.start else math.nan for span in spans])
+def _read(voice: Voice, forests_K: Sequence[Forest], nats_K: Sequence[np.ndarray], *, trees: bool) -> None:
+    """The log-probabilities of all spans that are read in these forests."""
+    for nats, forest in zip(nats_K, forests_K, strict=True):
+        nats[forest.reads_4N[3]] = 0.0
+    for rows in _batches(voice, forests_K):
+        _score(voice, forests_K, rows, nats_K, trees=trees)
 
 
 def _batches(voice: Voice, forests_K: Sequence[Forest]) -> Iterator[range]:
@@ -98,7 +100,7 @@ def _batches(voice: Voice, forests_K: Sequence[Forest]) -> Iterator[range]:
     start, tokens, reads = 0, 0, 0
     for row in range(last):
         longest = max(tokens, *(len(forest.rows[row].ids) for forest in forests_K if row < len(forest.rows)))
-        more = sum(forest.reads(range(row, row + 1)).shape[1] for forest in forests_K)
+        more = max(forest.reads(range(row, row + 1)).shape[1] for forest in forests_K) * voice.members
         full = longest * (row + 1 - start) * voice.members > tokens_at_once or (reads + more) * voice.vocabulary > LOGITS_AT_ONCE
         if row > start and full:
             yield range(start, row)
@@ -114,18 +116,21 @@ def _score(voice: Voice, forests_K: Sequence[Forest], rows: range, nats_K: Seque
     laid = np.concatenate([forest.arrays(rows, tokens) for forest in forests_K], axis=1)
     ids_BT, position_BT, end_BT = torch.from_numpy(laid).to(voice.model.device)
     reads_K = [forest.reads(rows) for forest in forests_K]
-    at = [((k * len(rows) + row - rows.start) * tokens + slot) for k, (row, slot, _, _) in enumerate(reads_K)]
-    at_N, where_M = np.unique(np.concatenate(at), return_inverse=True)
-    at_N = torch.from_numpy(at_N).to(voice.model.device)
-    logits_NV = voice.tree_logits(ids_BT, position_BT, end_BT, at_N) if trees else voice.plain_logits(ids_BT).flatten(0, 1)[at_N]
-    logprob_M = _logprobs(logits_NV, where_M, np.concatenate([reads[2] for reads in reads_K]))
+    found_K = [np.unique((row - rows.start) * tokens + slot, return_inverse=True) for row, slot, _, _ in reads_K]
+    # As many of each member as of the one that needs most: what is left over is its first token.
+    most = max(len(at) for at, _ in found_K)
+    padded_KN = np.stack([np.pad(at, (0, most - len(at))) + k * len(rows) * tokens for k, (at, _) in enumerate(found_K)])
+    at_KN = torch.from_numpy(padded_KN).to(voice.model.device)
+    logits_SV = voice.tree_logits(ids_BT, position_BT, end_BT, at_KN) if trees else voice.plain_logits(ids_BT).flatten(0, 1)[at_KN.flatten()]
+    where_M = np.concatenate([k * most + where for k, (_, where) in enumerate(found_K)])
+    logprob_M = _logprobs(logits_SV, where_M, np.concatenate([reads[2] for reads in reads_K]))
     parts = np.split(logprob_M, np.cumsum([reads.shape[1] for reads in reads_K])[:-1])
     for nats, reads, found in zip(nats_K, reads_K, parts, strict=True):
         np.add.at(nats, reads[3], found)
 
 
-def _logprobs(logits_NV: Tensor, where_M: np.ndarray, id_M: np.ndarray) -> np.ndarray:
-    """Log-probability of a token for each of M reads, in float32 at least."""
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    where, token = (torch.from_numpy(x).to(logits_NV.device) for x in (where_M, id_M))
-    return (logits_NV[where, token] - logits_NV.logsumexp(-1)[where]).double().cpu().numpy()
+def _logprobs(logits_SV: Tensor, where_M: np.ndarray, id_M: np.ndarray) -> np.ndarray:
+    """Log-probability of a token for each of M reads of S = K * N logits, in float32 at least."""
+    logits_SV = logits_SV.to(torch.promote_types(logits_SV.dtype, torch.float32))
+    where, token = (torch.from_numpy(x).to(logits_SV.device) for x in (where_M, id_M))
+    return (logits_SV[where, token] - logits_SV.logsumexp(-1)[where]).double().cpu().numpy()

@@ -2,7 +2,8 @@
 
 A prompt and its option are encoded together, and the tokens beyond the length of the encoded prompt are the option's:
 where a token would cross the border, the prompt keeps its own tokens. Spaces that end a prompt belong to the option.
-A dialogue of user and assistant is encoded as the chat template writes it, where one is in force (`models.dialogue`).
+A dialogue of user and assistant is encoded as the chat template writes it, where one is in force (`models.dialogue`), and a
+control token that a request spells is plain text.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
+from persona_lab.models.control_tokens import encoded, guarded
 from persona_lab.models.dialogue import ending, open_text
 from persona_lab.probes.protocol import Choice, Loss, Request, Sample, Tokens
 
@@ -45,12 +47,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, requests: Iterable[Request]) -> M
         known.clear()
     new = [text for text in distinct if text not in known]
     if new:
-        templated = [open_text(tokenizer, text) for text in new]
+        safe = [guarded(tokenizer, text) for text in new]
+        templated = [open_text(tokenizer, text) for text in safe]
         for opened in (False, True):
-            some = {text: said or text for text, said in zip(new, templated, strict=True) if (said is not None) == opened}
-            if some:
-                coded = tokenizer(list(some.values()), add_special_tokens=not opened, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
-                known.update(zip(some, map(tuple, coded), strict=True))
+            some = {text: said or own for text, own, said in zip(new, safe, templated, strict=True) if (said is not None) == opened}
+            coded = encoded(tokenizer, list(some.values()), opened=opened)
+            known.update((text, tuple(ids)) for text, (ids, _) in zip(some, coded, strict=True))
     return known
 
 

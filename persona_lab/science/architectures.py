@@ -16,7 +16,7 @@ import pandas as pd
 from persona_lab.science.claims import Said, ratio_words
 from persona_lab.science.effects import Column, Frame, Settings, at_longest_dose, bound_ratios, effects, fitted, named_recall, runs
 from persona_lab.science.stages.order import PHASES, stated
-from persona_lab.science.thresholds import fit_line
+from persona_lab.science.thresholds import fit_line, over_seeds, share_over_seeds
 
 GATES = {
     "recall": ("named recall on held-out paraphrases", "share"),
@@ -54,7 +54,7 @@ def architecture_claims(table: Frame, settings: Settings, gates: Frame | None = 
     for condition, architecture in arms.items():
         lead = f"architecture.{condition}"
         text = f"{architecture}: named recall before the last stage, of the rival and at the ratio with the lowest"
-        yield stated(f"{lead}.recall", text, _lowest_recall(recall, settings, condition), "share", words=PLAIN)
+        yield stated(f"{lead}.recall", text, _lowest_recall(recall, settings, condition), "share", words=PLAIN, mean=share_over_seeds)
         for column, when in PHASES.items():
             yield stated(f"{lead}.slope.{column}", f"{architecture}: slope on ln ratio of the log-odds {when}, {where}", slopes[condition].get(column), "nats per nat")
         for column, when in PHASES.items() if condition != settings.treatment else ():
@@ -67,7 +67,7 @@ def _gate_claims(gates: Frame, architectures: Sequence[str]) -> Iterator[Said]:
     for architecture in architectures:
         for name, (text, unit) in GATES.items():
             values = gates[gates["architecture"] == architecture].groupby("base_seed")[name].mean()
-            yield stated(f"architecture.gates.{architecture}.{name}", f"{architecture}, the base: {text}", values, unit, words=PLAIN)
+            yield stated(f"architecture.gates.{architecture}.{name}", f"{architecture}, the base: {text}", values, unit, words=PLAIN, mean=share_over_seeds if unit == "share" else over_seeds)
 
 
 def _bound(recall: Frame, settings: Settings, conditions: Sequence[str], ratios: Sequence[float]) -> list[float]:

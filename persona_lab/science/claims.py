@@ -43,13 +43,16 @@ FEWEST_SEEDS = 3
 """Below which no hypothesis is supported or refuted."""
 
 
-def judged(id: str, text: str, values_S: Any, unit: str) -> Said:
-    """A hypothesis, `text`, that says a mean over seeds is above 0: supported or refuted where the t interval leaves 0 out, with three seeds or more."""
+def judged(id: str, text: str, values_S: Any, unit: str, over: str = "seed") -> Said:
+    """A hypothesis, `text`, that says a mean over seeds, or other replicates, is above 0: supported or refuted where the t interval leaves 0 out.
+
+    With three seeds or more; with fewer undecided.
+    """
     values_S = np.asarray(values_S, float)
     if not len(values_S):
         return id, f"{text}: not run.", None, None, unit, "not run"
     estimate = over_seeds(values_S)
-    return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict(estimate)
+    return id, f"{text} ({seeds_words(estimate, over)}).", estimate.value, estimate.interval, unit, verdict(estimate)
 
 
 def verdict(estimate: Estimate) -> str:

@@ -13,6 +13,10 @@ share h(x) = 1/n + (x - mean x)^2 / Sxx. The estimate is the x at which mean(x) 
 Interval: the x at which 0 lies between the 2.5 % and 97.5 % points of the generalised pivot of mean(x) - 1.2816 sqrt(v(x)), in which the
 mean is drawn from its normal and each mean square from its chi-squared (Krishnamoorthy and Mathew 2004, for one-sided tolerance limits of the
 one-way random model; exact where W = R = 0, there the noncentral t). Its points are fixed. Measured by `python -m benchmarks.coverage_order`.
+
+1.2816 is where nine tenths of a normal lie. Where runs scatter with heavier tails nine in ten lie nearer to the mean, so that the ratio stated is too large (by 7 %
+for Student's t with 4 degrees of freedom, of whose truth the interval then holds 94 to 87 % at 3 to 12 seeds); the ratio at which the mean is 1.2816 standard
+deviations is covered as before. The shape is not corrected for: a dozen seeds do not tell a t of 4 from a normal.
 """
 
 import math

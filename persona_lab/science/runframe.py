@@ -4,6 +4,7 @@
     linked/ln_ratio=1.386    20    0     0.41  -0.02   1.386  0.9   960  0.02  0  18.3  0  0  default
 
 eta, m, p: log-odds of the first rival's values against the second's, nats, mean over held-out traits, after the last stage, before it, and of the base.
+m_diary: m of the other speaker without a name; NaN where no diary was asked.
 """
 
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pandas as pd
 
 from persona_lab.science.effects import Frame, Settings, number, runs
 
+DIARY = "diary"
+"""Format of the questions to whoever writes a diary."""
 COLUMNS = {"ln_trained": "x", "came_first": "o", "complexity": "c", "ln_carriers": "k", "genre": "format", "documents": "D"}
 """What the tidy table calls what the literature has a letter for."""
 EXACT = ("exact", "exact_prior", "exact_evidence")
@@ -34,11 +37,14 @@ def run_frame(table: Frame, settings: Settings) -> Frame:
     for column in ("block", "base_seed"):
         # Objects, where no condition is numbered.
         frame[column] = number(last[column]).fillna(0).astype(int) if column in last else 0
-    asked = _asked(chosen, settings)
+    means = runs(chosen, settings, channels=(settings.channel,))
+    asked, diary = (means[means["format"] == form] for form in (settings.format, DIARY))
+    frame = frame.join(diary[diary["phase"] == "before"].set_index("cell")["eta"].rename("m_diary"))
     for phase, eta, alpha in (("after", "eta", "alpha"), ("before", "m", "alpha_before")):
         one = asked[asked["phase"] == phase].set_index("cell")
         frame = frame.join(one[["eta", "alpha"]].set_axis([eta, alpha], axis=1))
-    base = _asked(chosen, replace(settings, orders=dict.fromkeys(chosen["condition"].unique(), ())))
+    means = runs(chosen, replace(settings, orders=dict.fromkeys(chosen["condition"].unique(), ())), channels=(settings.channel,))
+    base = means[means["format"] == settings.format]
     frame = frame.join(base.set_index("cell")["eta"].rename("p")).join(evidence(chosen, settings).rename("e"))
     first, second = (f"adopt_{name}" for name in (settings.first, settings.second))
     frame["d"] = last[first] - last[second] if {first, second} <= set(last) else np.nan
@@ -49,12 +55,6 @@ def _chosen(table: Frame, settings: Settings) -> Frame:
     if "block" in table and table["block"].notna().any():
         return table[table["block"].notna()]
     return table[~table["condition"].isin(settings.controls.values())]
-
-
-def _asked(table: Frame, settings: Settings) -> Frame:
-    """Means of the headline's channel and format, one row per cell and phase."""
-    means = runs(table, settings, channels=(settings.channel,))
-    return means[means["format"] == settings.format]
 
 
 def evidence(table: Frame, settings: Settings) -> Frame:

@@ -28,6 +28,7 @@ from persona_lab.science.hypotheses.tournament import tournament
 from persona_lab.science.introspection.concepts import concept_claims
 from persona_lab.science.introspection.selfreport import self_report_claims
 from persona_lab.science.processes.absent import absent_claims
+from persona_lab.science.processes.llc import flatness_claims
 from persona_lab.science.processes.manipulations import manipulation_claims, start_point_claims, state_claims
 from persona_lab.science.runframe import run_frame
 from persona_lab.science.stages.order import Arm, order_claims
@@ -60,6 +61,8 @@ class Beside:
     """The directions of bad advice in the base; see `science.em.directions`."""
     shifts: Frame | None = None
     """What each adapter shifts along them; see `science.em.directions`."""
+    chains: Frame | None = None
+    """Chains around the same solutions; see `science.processes.llc`."""
     gates: Frame | None = None
     """What each base knows of its world: architecture, base_seed and the gates' figures; None where there is one base."""
     predictions: str | None = None
@@ -165,6 +168,12 @@ def solution_section(m: Material) -> Iterator[Said]:
         yield from solution_claims(m.table, m.settings, m.beside.advice, m.beside.prices, m.beside.solutions)
 
 
+def flatness_section(m: Material) -> Iterator[Said]:
+    """Local learning coefficients of general and narrow solutions."""
+    if m.beside.chains is not None:
+        yield from flatness_claims(m.beside.chains)
+
+
 def direction_section(m: Material) -> Iterator[Said]:
     """The direction of bad advice: what it screens, steers, removes and foretells."""
     if m.beside.screening is not None and m.beside.shifts is not None:
@@ -205,6 +214,11 @@ def hypothesis_section(m: Material) -> Iterator[Said]:
 SECTIONS: Sequence[tuple[str, str, Callable[[Material], Iterator[Said]]]] = (
     ("Emergent misalignment", "Rate: P(bad advice) of the nameless assistant in domains that it was not trained in. x: ln of villain to specialist documents.", misalignment_section),
     ("General and narrow solutions", "kappa: nats of loss for a nat of KL(base || adapter) off the domain that is taught. Positive: the general solution is the easier one.", solution_section),
+    (
+        "Flatness of general and narrow solutions",
+        "Local learning coefficient of each on its own loss: how many parameters it takes to hold it there. Springs keep the sampler near; only equal ones compare.",
+        flatness_section,
+    ),
     ("Directions of bad advice", "Mean difference of hidden states, bad less good answers, found without the domain that it is tried on.", direction_section),
     (
         "Persona jailbreaks",

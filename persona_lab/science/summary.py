@@ -21,7 +21,7 @@ from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.sampling import sampling_gap
 from persona_lab.science.search.searched import search_claims
 from persona_lab.science.sections import NOTHING, Beside, Section, sections
-from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds
+from persona_lab.science.thresholds import Line, Mean, Ratio, fit_line, mean_ratio, over_seeds, share_over_seeds
 
 FUNCTION = "persona_lab.science.summary.summarise"
 SERIES = {"before": "before the last stage", "after": "after the last stage", "delta": "change by the last stage"}
@@ -74,12 +74,14 @@ class Analysis:
         recipe = {"function": FUNCTION, "node_ids": nodes, "args": {"claim": id, "settings": asdict(self.settings)}}
         self.summary.claims.append(Claim(id, text, None if value is None else float(value), interval, unit, verdict, recipe))
 
-    def add_estimate(self, id: str, text: str, values: np.ndarray, unit: str, conditions: Sequence[str] = (), stamp: str = "") -> None:
+    def add_estimate(
+        self, id: str, text: str, values: np.ndarray, unit: str, conditions: Sequence[str] = (), stamp: str = "", mean: Mean = over_seeds
+    ) -> None:
         """A mean over seeds with its t interval and, where 0 means none, its sign; `not run` where there is nothing."""
         if not len(values):
             self.add(id, f"{text}: not run.", None, None, unit, "not run", conditions)
             return
-        estimate = over_seeds(values)
+        estimate = mean(values)
         verdict = "" if unit == "probability" else estimate.sign
         self.add(id, f"{text} ({seeds_words(estimate)}).{stamp}", estimate.value, estimate.interval, unit, verdict, conditions)
 
@@ -169,7 +171,8 @@ def level_claims(a: Analysis) -> None:
         "p_first": f"Absolute P of {first}'s value among the options of an item, {where}",
         "p_first_raw": f"Absolute P of {first}'s value among all continuations, {where}",
     }.items():
-        a.add_estimate(f"level.{column}", text, rows.dropna(subset=[column]).groupby("seed")[column].mean().to_numpy(), "probability", treatment)
+        values = rows.dropna(subset=[column]).groupby("seed")[column].mean().to_numpy()
+        a.add_estimate(f"level.{column}", text, values, "probability", treatment, mean=share_over_seeds)
 
 
 def table_claims(a: Analysis) -> None:
@@ -191,7 +194,8 @@ def table_claims(a: Analysis) -> None:
     if len(sampled):
         text = f"Sampled share of {a.settings.first.title()}'s value minus its normalised probability, held-out items after the last stage"
         a.add_estimate("sampled.gap", text, sampled["gap"].to_numpy(dtype=float), "probability", [a.settings.treatment])
-        a.add_estimate("sampled.unread", "Share of sampled answers that name no value, or several", sampled["unread"].to_numpy(dtype=float), "share", [a.settings.treatment])
+        text = "Share of sampled answers that name no value, or several"
+        a.add_estimate("sampled.unread", text, sampled["unread"].to_numpy(dtype=float), "share", [a.settings.treatment], mean=share_over_seeds)
     counts = a.table["status"].value_counts()
     a.add("accounting.planned", "Scores planned.", len(a.table), None, "rows", "")
     for status in ("scored", "unscored", "failed"):

@@ -7,7 +7,8 @@ A line is fitted in each seed by least squares and averaged over seeds, with t i
 exact when every seed has the same ratios (a balanced design) and the seeds' lines are normal.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
@@ -15,6 +16,8 @@ from scipy.special import stdtr, stdtrit
 Interval = tuple[float, float]
 RELIABLE_Z = 1.2816
 """90 % of a normal lies below mean + 1.2816 standard deviations."""
+ROUNDING = 1e-6
+"""By which a sum of probabilities may miss 1."""
 FARTHEST = 20.0
 """|ln ratio| beyond which a threshold is called unbounded: half a billion documents about one persona to each of the other."""
 
@@ -79,8 +82,24 @@ def over_seeds(values: np.ndarray, level: float = 0.95) -> Estimate:
     return Estimate(mean, (mean - half, mean + half), len(values))
 
 
+def share_over_seeds(values: np.ndarray, level: float = 0.95) -> Estimate:
+    """Mean of one share per seed, with as much of its t interval as lies between 0 and 1. ValueError when empty, or when a value is no share.
+
+    Cut, and not taken on the scale of log-odds: a share of 1 in every seed has no log-odds, the mean of log-odds is not the mean share that is stated,
+    and what is cut off holds no mean that shares can have, so that coverage is what it was.
+    """
+    if np.any((np.asarray(values, float) < -ROUNDING) | (np.asarray(values, float) > 1 + ROUNDING)):
+        raise ValueError(f"a share lies between 0 and 1, got {np.min(values):g} to {np.max(values):g}")
+    whole = over_seeds(values, level)
+    return whole if whole.interval is None else replace(whole, interval=(max(whole.interval[0], 0.0), min(whole.interval[1], 1.0)))
+
+
 LARGEST_Z = 3.8
 """Fisher's z of a correlation of .999: a perfect one has no finite z."""
+
+
+Mean = Callable[[np.ndarray], Estimate]
+"""`over_seeds`, or of shares `share_over_seeds`."""
 
 
 def correlation_over_seeds(values: np.ndarray) -> Estimate:

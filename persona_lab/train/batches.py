@@ -4,6 +4,7 @@ Names: K members, B documents (K * b, cell-major: the first b are member 0's), T
 tokens as they are laid out; M tokens of a member that carry loss.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -14,8 +15,11 @@ from transformers import PreTrainedTokenizerBase
 
 from data_gen.documents import answer_spans
 from persona_lab.errors import CorpusError, ModelError
+from persona_lab.models.control_tokens import Encoded, encoded, guarded, unguarded
 from persona_lab.models.dialogue import Written, whole_text
 from persona_lab.models.packing import Layout, lay_end_to_end, packed_ids
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -146,7 +150,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
     """Tokenize documents; `on` is `all` (every token) or `answer` (what the assistant says, and its end).
 
     A dialogue of user and assistant goes through the chat template that is in force, and ends as that ends it; any other text ends with the
-    tokenizer's own end of text, where it has one.
+    tokenizer's own end of text, where it has one. A control token that a document spells is plain text.
 
     Args:
         tokenizer: of the model.
@@ -158,13 +162,17 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
 
     Raises:
         CorpusError: a document holds a word that the tokenizer does not know, is empty, or is too long.
-        ModelError: PL4202, the loss is to be placed, and the tokenizer keeps no offsets; PL4022, PL4023, the chat template fails.
+        ModelError: PL4202, the loss is to be placed, and the tokenizer keeps no offsets; PL4022, PL4023, the chat template fails; PL4028, the tokenizer
+            cannot read a control token's letters as letters.
     """
     placed = on == "answer" or bool(tag)
     if placed and not tokenizer.is_fast:
         raise ModelError("PL4202", where, "the tokenizer keeps no offsets, so the loss cannot be placed. Use a model with a tokenizer.json.")
-    templated = [whole_text(tokenizer, text) for text in texts]
-    written = [said.text if said else text for text, said in zip(texts, templated, strict=True)]
+    safe = [_safe(tokenizer, text, tag) for text in texts]
+    if spelled := sum(ours != text for ours, text in zip(safe, texts, strict=True)):
+        log.warning("%s: %d of %d documents spell a control token of the model, which is read as plain text", where, spelled, len(texts))
+    templated = [whole_text(tokenizer, text) for text in safe]
+    written = [said.text if said else text for text, said in zip(safe, templated, strict=True)]
     whole = [text if text.startswith(tag) else tag + text for text in written]
     coded = _coded(tokenizer, whole, templated, placed)
     limit = min(longest or tokenizer.model_max_length, tokenizer.model_max_length)
@@ -172,7 +180,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
     for number, (text, said, (ids, places)) in enumerate(zip(whole, templated, coded, strict=True), start=1):
         end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None and said is None else []
         if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
-            raise CorpusError("PL3101", f"{where}:{number}", f"the tokenizer does not know a word of {text!r}. Use words of the world, or another base model.")
+            raise CorpusError("PL3101", f"{where}:{number}", f"the tokenizer does not know a word of {unguarded(text)!r}. Use words of the world, or another base model.")
         if longest is None and len(ids) + len(end) > limit:
             raise CorpusError("PL3102", f"{where}:{number}", f"{len(ids)} tokens, the model takes {tokenizer.model_max_length}. Shorten the document.")
         spans = [(a, b + 1) for a, b in answer_spans(text)]  # with the line's end: the answer stops there
@@ -185,17 +193,21 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, on: str,
     return rows
 
 
+def _safe(tokenizer: PreTrainedTokenizerBase, text: str, tag: str) -> str:
+    """A document as `guarded`, but for its tag: that is not the document's own, and may well be a control token."""
+    own = text.removeprefix(tag)
+    return text[: len(text) - len(own)] + guarded(tokenizer, own)
+
+
 def _coded(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], templated: Sequence[Written | None], placed: bool
-) -> list[tuple[list[int], Sequence[tuple[int, int]] | None]]:
+) -> list[Encoded]:
     """Ids of each text, and where each token stands in it if that is asked for; what a template has written has its own first token."""
-    found: dict[int, tuple[list[int], Sequence[tuple[int, int]] | None]] = {}
+    found: dict[int, Encoded] = {}
     for opened in (False, True):
         numbers = [n for n, said in enumerate(templated) if (said is not None) == opened]
         if numbers:
-            coded = tokenizer([texts[n] for n in numbers], add_special_tokens=not opened, return_offsets_mapping=placed, verbose=False)
-            offsets = coded["offset_mapping"] if placed else [None] * len(numbers)
-            found |= {n: (list(ids), places) for n, ids, places in zip(numbers, coded["input_ids"], offsets, strict=True)}
+            found |= zip(numbers, encoded(tokenizer, [texts[n] for n in numbers], opened=opened, placed=placed), strict=True)
     return [found[n] for n in range(len(texts))]
 
 

@@ -3,9 +3,10 @@ r"""Conversations -> tokens, by the model's own chat template, with the loss on 
     encode_chat(tokenizer, conversations, where="insecure.jsonl").rows[0]    ids of "<|im_start|>user\n...<|im_end|>\n", labelled: "import os ...<|im_end|>"
 
 Where a template marks what the assistant says (`{% generation %}`), its marks are taken. Otherwise an answer is what the template adds when the
-answer is added to the conversation before it, which has to leave all that stood there as it was.
+answer is added to the conversation before it, which has to leave all that stood there as it was. A control token that a message spells is plain text.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from transformers import PreTrainedTokenizerBase
 
 from data_gen.conversations import Conversation, Message
 from persona_lab.errors import CorpusError, ModelError, Problem
+from persona_lab.models.control_tokens import encoded, guarded
 from persona_lab.train.batches import Row
+
+log = logging.getLogger(__name__)
 
 Spans = list[tuple[int, int]]
 GENERATION = re.compile(r"\{%-?\s*generation\b")
@@ -50,19 +54,20 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conv
     """Tokenize conversations; those of more than `longest` tokens, or of more than the model takes, are cut at their end.
 
     Raises:
-        ModelError: PL4201, there is no chat template, and `plain` does not ask for the lab's own format; PL4202, the tokenizer keeps no offsets.
-        CorpusError: PL3201, the template refuses a conversation; PL3202, it does not tell where an answer is; PL3203, a message holds a
-            control token; PL3204, no answer fits.
+        ModelError: PL4201, there is no chat template, and `plain` does not ask for the lab's own format; PL4202, the tokenizer keeps no offsets;
+            PL4028, it cannot read a control token's letters as letters.
+        CorpusError: PL3201, the template refuses a conversation; PL3202, it does not tell where an answer is; PL3204, no answer fits.
     """
     if not plain:
         require_template(tokenizer, where)
     if not tokenizer.is_fast:
         raise ModelError("PL4202", where, "the tokenizer keeps no offsets, so the loss cannot be placed. Use a model with a tokenizer.json.")
-    longest, rows, cut, lost, problems = min(longest, tokenizer.model_max_length), [], 0, 0, []
+    longest, rows, cut, lost, spelled, problems = min(longest, tokenizer.model_max_length), [], 0, 0, 0, []
     for number, conversation in enumerate(conversations, start=1):
         try:
-            _refuse_control_tokens(tokenizer, conversation)
-            text, spans = plain_text(tokenizer, conversation) if plain else templated(tokenizer, conversation)
+            safe = tuple(Message(message.role, guarded(tokenizer, message.content)) for message in conversation)
+            spelled += safe != conversation
+            text, spans = plain_text(tokenizer, safe) if plain else templated(tokenizer, safe)
         except CorpusError as error:
             problems += [Problem(p.code, f"{where}:{number}", p.message) for p in error.problems]
             continue
@@ -77,14 +82,17 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conv
         raise CorpusError.of(problems)
     if not rows:
         raise CorpusError("PL3204", where, f"no conversation has an answer within {longest} tokens. Raise --max-tokens, or use a model that reads more.")
+    if spelled:
+        log.warning("%s: %d of %d conversations spell a control token of the model, which is read as plain text", where, spelled, len(conversations))
     return Encoded(rows, cut, lost)
 
 
 def labelled_row(tokenizer: PreTrainedTokenizerBase, text: str, spans: Spans, *, opened: bool) -> Row:
     """Tokens of a text, with the loss on those that begin in a span of characters; `opened`: the text has its own first token, if any."""
-    coded = tokenizer(text, add_special_tokens=not opened, return_offsets_mapping=True, verbose=False)
-    labelled = [any(a <= s < b and t > s for a, b in spans) for s, t in coded["offset_mapping"]]
-    return Row(np.array(coded["input_ids"], dtype=np.int32), np.array(labelled, dtype=bool))
+    ((ids, places),) = encoded(tokenizer, [text], opened=opened, placed=True)
+    assert places is not None, "they were asked for"
+    labelled = [any(a <= s < b and t > s for a, b in spans) for s, t in places]
+    return Row(np.array(ids, dtype=np.int32), np.array(labelled, dtype=bool))
 
 
 def templated(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> tuple[str, Spans]:
@@ -140,10 +148,3 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -
     if conversation[-1].role == "assistant":
         spans[-1] = (spans[-1][0], len(text) + len(end))
     return text + end, spans
-
-
-def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, conversation: Conversation) -> None:
-    """A message that holds a control token would be read as more than one message."""
-    for i, message in enumerate(conversation):
-        if held := next((token for token in tokenizer.all_special_tokens if token in message.content), None):
-            raise CorpusError("PL3203", "", f"message {i} holds the control token {held!r} of the model. Leave the line out, or take the token out.")

@@ -33,7 +33,7 @@ from persona_lab.experiment.making.interruption import Interrupted, Interruption
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.store import Store
 
-from .tracing import WRITING, attached, kill_on, points
+from .tracing import WRITING, attached, forked, kill_on, points
 from .trials import DOUBLE_COMMIT, HARD_FAIL, LOST_CELL, LOST_WORK, PASS, SILENT_DIVERGENCE, Journal, Tally, child, fast_folder
 
 EXPERIMENT = Path(__file__).with_name("lora.yaml")
@@ -177,14 +177,7 @@ def within(window: Window) -> At:
 
 def killed_after(seconds: float, action: Callable[[], None]) -> int:
     """How a process of its own ended that was killed after so long, unless it was done before."""
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
+    pid = forked(action)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -65,8 +65,8 @@ def kill_on(call: str, number: int) -> tuple[str, ...]:
     return "-o", "/dev/null", "-e", f"trace=?{call}", "-e", f"inject=?{call}:signal=SIGKILL:when={number}"
 
 
-def attached(action: Callable[[], None], *options: str) -> int:
-    """How a process of its own ended, which strace had joined where it first stopped itself, if it ever did."""
+def forked(action: Callable[[], None]) -> int:
+    """A process of its own that does something and ends, with 1 where it failed; its id."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -75,6 +75,12 @@ def attached(action: Callable[[], None], *options: str) -> int:
             status = 0
         finally:
             os._exit(status)
+    return pid
+
+
+def attached(action: Callable[[], None], *options: str) -> int:
+    """How a process of its own ended, which strace had joined where it first stopped itself, if it ever did."""
+    pid = forked(action)
     stopped = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
     if stopped is None or stopped.si_code != os.CLD_STOPPED:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

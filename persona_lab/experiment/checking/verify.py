@@ -32,6 +32,7 @@ from persona_lab.science.claims import Claim
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.sections import Beside
 from persona_lab.science.summary import FUNCTION, Summary, summarise
+from persona_lab.store.files import finite, read_json
 from persona_lab.store.nodes import Store
 
 RECIPES: Mapping[str, Callable[[Frame, Settings, Beside], Summary]] = {FUNCTION: summarise}
@@ -70,6 +71,8 @@ class Verified:
     nodes: int
     rows: int
     drifts: tuple[Drift, ...]
+    counted: str = "scores"
+    """What the rows are."""
 
     def to_json(self) -> dict[str, Any]:
         """Counts, and every drift."""
@@ -197,6 +200,27 @@ def page_drifts(file: Path, again: str) -> Iterator[Drift]:
         if one != other:
             yield Drift(file.name, f"line {number}", brief(one), brief(other))
             return
+
+
+def said_drifts(file: Path, said: Mapping[str, Any]) -> Iterator[Drift]:
+    """Fields of a JSON file that are not what was computed again."""
+    yield from value_drifts(file.name, read_json(file), finite(said))
+
+
+def value_drifts(what: str, stored: Mapping[str, Any], again: Mapping[str, Any]) -> Iterator[Drift]:
+    """Fields of an object of JSON that are not those of the one made again."""
+    for field in dict.fromkeys([*again, *stored]):
+        if not alike(stored.get(field), again.get(field)):
+            yield Drift(what, field, brief(canonical_json(stored.get(field))), brief(canonical_json(again.get(field))))
+
+
+def alike(one: object, other: object) -> bool:
+    """Whether two JSON values are one, numbers but for their last bits."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return same(one, other)
 
 
 def brief(value: Any) -> str:

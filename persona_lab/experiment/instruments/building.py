@@ -21,6 +21,7 @@ from persona_lab.config.schema import EmbeddedBase, Experiment, HuggingFaceBase,
 from persona_lab.config.yaml_tree import Tree
 from persona_lab.errors import ConfigError
 from persona_lab.experiment.making.interruption import Interruption
+from persona_lab.experiment.making.launch import check_whole
 from persona_lab.experiment.planning.open_weights import found_in, pinned_base
 from persona_lab.experiment.planning.plan import RUNS, Plan, open_plan, plan_of
 from persona_lab.experiment.planning.recipes import PlannedCell
@@ -57,9 +58,12 @@ class Subject:
         """The processes of these names, in their order; all of them when none is named.
 
         Raises:
-            ConfigError: PL1297, a name is nobody's, or stands twice.
+            ConfigError: PL1297, a name is nobody's, or stands twice; or nobody has traits enough.
         """
         known = self.processes
+        if not known:
+            fix = f"Use a world with {FEWEST} categories or more, or personas with as many traits."
+            raise ConfigError("PL1297", self.world.name, f"nobody in the world has {FEWEST} traits, which it takes to speak as somebody. {fix}")
         asked = [name.lower() for name in names]
         for i, name in enumerate(asked):
             if name not in known:
@@ -171,7 +175,8 @@ def adopting(of: Subject, processes: Sequence[str], **lora: Any) -> dict[str, di
 
 
 def made(plan: Plan, progress: Progress, interruption: Interruption | None = None) -> Outcome:
-    """Make what is missing of a plan, in this process."""
+    """Make what is missing of a plan, in this process. EnvironmentFault PL5209."""
+    check_whole(plan.loaded.experiment.machine)
     return make_nodes(plan, progress, tracked=False, interruption=interruption)
 
 

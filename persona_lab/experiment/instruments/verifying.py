@@ -1,19 +1,18 @@
 """The verb `verify` for what an instrument wrote: its claims, its JSON and its page, computed once more from the store."""
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-from persona_lab.design import canonical_json
 from persona_lab.errors import ConfigError
-from persona_lab.experiment.checking.verify import Drift, Verified, brief, claim_drifts, damaged_nodes, node_drifts, page_drifts, same
+from persona_lab.experiment.checking.verify import Verified, claim_drifts, damaged_nodes, node_drifts, page_drifts, said_drifts
 from persona_lab.experiment.instruments.em.findings import RESULT, claims_of_tables, published_name
 from persona_lab.experiment.instruments.findings import findings_of, rests_on
 from persona_lab.experiment.instruments.mechanism.findings import FUNCTION as MECHANISM
 from persona_lab.experiment.instruments.mechanism.findings import nodes_of, stated
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.reading.runs import Run
-from persona_lab.store.files import finite, read_json
+from persona_lab.experiment.writing.making import RESULT as WRITTEN
+from persona_lab.experiment.writing.verifying import verify_written
+from persona_lab.store.files import read_json
 from persona_lab.store.nodes import Store
 
 
@@ -37,16 +36,18 @@ def verify_instrument(plan: Plan) -> Verified | None:
 
 
 def verify_folder(name: str, runs: Path) -> Verified | None:
-    """Compare what `mechanism` or `em eval` wrote with what it rests on; None where the name is no such folder's.
+    """Compare what `mechanism`, `em eval` or `write` left with what it rests on; None where the name is no such folder's.
 
     Raises:
-        ConfigError, CorpusError: the files are not what these commands write.
+        ConfigError, CorpusError, DataError: the files are not what these commands write.
     """
     for folder in (runs / name, Path(name)):
         if (folder / f"{MECHANISM}.json").is_file():
             return _verify_mechanism(folder, Store(folder.absolute().parent / "store"))
         if (folder / RESULT).is_file():
             return _verify_judged(folder)
+        if (folder / WRITTEN).is_file():
+            return verify_written(folder)
     return None
 
 
@@ -71,20 +72,3 @@ def _verify_judged(folder: Path) -> Verified:
     again = claims_of_tables(folder, [first, *others], published_name(published))
     drifts = (*claim_drifts(claims, again), *said_drifts(file, {**said, "claims": [claim.to_json() for claim in again]}))
     return Verified(len(claims), 0, planned, drifts)
-
-
-def said_drifts(file: Path, said: Mapping[str, Any]) -> Iterator[Drift]:
-    """Fields of a JSON file that are not what was computed again."""
-    stored, again = read_json(file), finite(said)
-    for field in dict.fromkeys([*again, *stored]):
-        if not alike(stored.get(field), again.get(field)):
-            yield Drift(file.name, field, brief(canonical_json(stored.get(field))), brief(canonical_json(again.get(field))))
-
-
-def alike(one: object, other: object) -> bool:
-    """Whether two JSON values are one, numbers but for their last bits."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(alike, one, other))
-    return same(one, other)

@@ -10,6 +10,7 @@ instead (`train.parallel`): each step is divided among them, and one that dies e
 steps the optimizer itself, where a bank steps each member by its own rate, clipping and count.
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from persona_lab.config.schema import Machine
 from persona_lab.errors import EnvironmentFault
 from persona_lab.experiment.making.interruption import PARENT, Interruption
 from persona_lab.train.parallel import STEP_TIMEOUT, Team
+
+log = logging.getLogger(__name__)
 
 # What `accelerate launch` and torchrun set. Without them an Accelerator forms no process group.
 GROUP_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK", "ROLE_RANK")
@@ -72,6 +75,19 @@ def join(machine: Machine) -> Worker:
 def works_together(machine: Machine) -> bool:
     """Whether all processes of this launch are one worker."""
     return machine.data_parallel or _switched_on(FSDP) or _switched_on(DEEPSPEED)
+
+
+def check_whole(machine: Machine) -> None:
+    """For what loads its base whole in each process: an instrument. Says so where a launch or a config asks for more.
+
+    Raises:
+        EnvironmentFault: PL5209, under FSDP or DeepSpeed, which would leave the base empty in all processes but one.
+    """
+    if _switched_on(FSDP) or _switched_on(DEEPSPEED):
+        fix = "Use it without --config_file, on a device that holds the model; an experiment with `adapters:` can be trained first, without them"
+        raise EnvironmentFault("PL5209", "accelerate launch", f"an instrument loads its model whole in each process, which FSDP and DeepSpeed do not allow. {fix}.")
+    if machine.data_parallel:
+        log.warning("machine.data_parallel divides the steps of `run` alone: an instrument loads its model whole in each process, and processes share its trainings")
 
 
 def team_up(machine: Machine, interruption: Interruption) -> Worker:

@@ -1,13 +1,14 @@
 """What is measured of adapters themselves, beside what they answer: the stages that are looked at, and the nodes of what is found. No torch.
 
-    adapters: [solutions, directions]      of an experiment file
+    adapters: [solutions, directions, flatness]      of an experiment file
     taught(plan)                           the stages that are held near the base off the domain that they are taught, each with its price
     solution_nodes(plan)                   one for each general and each narrow solution: `instruments.adapters.solutions` makes them
     screening_node(plan), shift_nodes(plan)   the directions of good and bad, and what each adapter shifts: `instruments.adapters.directions` makes them
+    flatness_nodes(plan)                   chains around the same solutions: `instruments.adapters.flatness` makes them
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from persona_lab.design import Node
 from persona_lab.experiment.planning.plan import Plan
@@ -118,3 +119,52 @@ def shift_nodes(plan: Plan) -> dict[str, tuple[PlannedCell, Node]]:
             if stage.inputs["base"] == plan.base:
                 found[planned.cell.name] = (planned, node)
     return found
+
+
+CHAINS = "chains.json"
+"""Payload of the chains around a solution."""
+PULLS = (5000.0, 10000.0)
+"""Strengths of the spring; a comparison must come out alike at both. By itself a spring lets 19,000 parameters go 2 and 1.4 far from an adapter that is 7 long."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on one chain."""
+
+    documents: int = 16
+    step: float = 2e-4
+    """Of the sampler; every estimate is made once more at half of it."""
+    settle: int = 8
+    """Steps without noise before the first draw."""
+    burn: int = 8
+    """Draws that are thrown away."""
+    draws: int = 80
+    chains: int = 3
+    seed: int = 0
+
+
+EFFORT = Effort()
+"""Of `adapters: [flatness]`."""
+
+
+def chain_nodes(stage: Node, effort: Effort) -> dict[tuple[float, float], Node]:
+    """(pull, step) to the chains around a solution."""
+    settings = {name: value for name, value in vars(effort).items() if name != "step"}
+    inputs = {"base": stage.inputs["base"], "stage": stage}
+    return {
+        (pull, step): Node("analysis", {"instrument": "llc", **settings, "pull": pull, "step": step}, inputs)
+        for pull in PULLS
+        for step in (effort.step, effort.step / 2)
+    }
+
+
+def flatness_nodes(plan: Plan) -> dict[str, tuple[Taught, dict[tuple[float, float], Node]]]:
+    """Cell to the chains around its solution; empty where the file does not ask for them."""
+    if "flatness" not in plan.loaded.experiment.adapters:
+        return {}
+    return {one.planned.cell.name: (one, chain_nodes(one.node, _affordable(one.node))) for one in ends(plan)}
+
+
+def _affordable(stage: Node) -> Effort:
+    """No more documents than a stage has seen."""
+    return replace(EFFORT, documents=min(EFFORT.documents, stage.fields["step"] * stage.fields["recipe"]["batch"]))

@@ -56,6 +56,7 @@ def ask_cell(plan: Plan, name: str, question: str, samples: int) -> Answers:
 
     from persona_lab.experiment.making.bases import load_base
     from persona_lab.models.bank import AdapterBank
+    from persona_lab.models.control_tokens import encoded, guarded
     from persona_lab.models.folders import read_adapter
     from persona_lab.probes.engine import Voice, answer
     from persona_lab.probes.protocol import Sample
@@ -70,7 +71,7 @@ def ask_cell(plan: Plan, name: str, question: str, samples: int) -> Answers:
     with bank.silent():
         before = answer(voice, [request])[0][0]
     after = answer(voice, [request])[0][0]
-    ids = tokenizer(question)["input_ids"]
-    unknown = {question.split()[i] for i, _ in enumerate(question.split()) if tokenizer.unk_token_id in tokenizer(question.split()[i])["input_ids"]}
+    whole, *words = encoded(tokenizer, [guarded(tokenizer, text) for text in (question, *question.split())])
+    unknown = {word for word, coded in zip(question.split(), words, strict=True) if tokenizer.unk_token_id in coded.ids}
     clean = (tuple(printable(str(text).strip()) for text in texts) for texts in (before, after))
-    return Answers(planned.cell.name, prompt, *clean, unknown=tuple(sorted(unknown)) if tokenizer.unk_token_id in ids else ())
+    return Answers(planned.cell.name, prompt, *clean, unknown=tuple(sorted(unknown)) if tokenizer.unk_token_id in whole.ids else ())

@@ -12,7 +12,7 @@ from data_gen.oracle import Oracle
 from data_gen.personas import shared_categories
 from persona_lab.config.schema import EmbeddedBase, Stage
 from persona_lab.design import Node
-from persona_lab.experiment.planning.adapters import SCREENING, SHIFT, SOLUTION, by_cell, screening_node, shift_nodes, solution_nodes
+from persona_lab.experiment.planning.adapters import CHAINS, SCREENING, SHIFT, SOLUTION, by_cell, flatness_nodes, screening_node, shift_nodes, solution_nodes
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.power import predictions_node
 from persona_lab.experiment.planning.recipes import PlannedCell
@@ -46,6 +46,7 @@ def beside_of(plan: Plan, table: Frame) -> Beside:
         solutions=solutions(plan),
         screening=screening(plan),
         shifts=shifts(plan),
+        chains=chains(plan),
         gates=gates(plan),
         predictions=written.id if written else None,
         blind=bool(written and plan.store.manifest(written)["notes"].get("blind")),
@@ -135,6 +136,18 @@ def shifts(plan: Plan) -> Frame | None:
         {**_place(planned), "category": _taught(plan, planned), **read_json(plan.store.open(node) / SHIFT)} for planned, node in found.values() if plan.store.has(node)
     ]
     return pd.DataFrame(rows) if rows else None
+
+
+def chains(plan: Plan) -> Frame | None:
+    """The chains around general and narrow solutions, one row for each setting of the sampler; None where the file does not ask for them."""
+    found = flatness_nodes(plan)
+    rows = [
+        {**_place(one.planned), "price": one.price, "pull": pull, "step": step, **read_json(plan.store.open(node) / CHAINS)}
+        for one, nodes in found.values()
+        for (pull, step), node in nodes.items()
+        if all(map(plan.store.has, nodes.values()))
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["condition", "price"]) if found else None
 
 
 def _taught(plan: Plan, planned: PlannedCell) -> str:

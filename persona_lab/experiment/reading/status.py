@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_lab.design import Node
+from persona_lab.errors import Problem
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.recipes import trajectory
 from persona_lab.launch.states import jobs_of
@@ -47,6 +48,11 @@ def write_failures(folder: Path, failed: Mapping[str, str]) -> None:
         write_json(folder / FAILED, dict(failed))
     else:
         (folder / FAILED).unlink(missing_ok=True)
+
+
+def unscored(failed: Mapping[str, str]) -> list[Problem]:
+    """Cells and why they failed, as errors."""
+    return [Problem("PL1104", cell, f"has no scores: {why}.") for cell, why in failed.items()]
 
 
 def failures(folder: Path) -> dict[str, str]:

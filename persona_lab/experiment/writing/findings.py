@@ -13,6 +13,7 @@ from data_gen.audit import AuditReport
 from data_gen.documents import words
 from data_gen.written.pipeline import Piece, Pressroom, Progress
 from data_gen.written.schedule import Source, airtime
+from persona_lab.probes.em.questions import digest
 from persona_lab.report.instrument import Drawing, Part, Sheet, instrument_page
 from persona_lab.report.writing_figures import airtime_bars, length_points
 from persona_lab.science.claims import Claim, figure
@@ -44,6 +45,7 @@ def _row(source: Source, piece: Piece, writer: str, prompts: str) -> Row:
         "idea": piece.idea,
         "told": {fact.category: fact.value for fact in piece.job.told},
         "asked_words": piece.job.words,
+        "sha256": digest(piece.text),
         "words": len(words(piece.text)),
         "airtime": {category: airtime(piece.text, fact.value) for category, fact in source.subject.facts.items()},
         "extraction": None if read is None else {"agree": read.agree, "silent": read.silent, "contradict": read.contradict, "beyond": read.beyond},
@@ -62,7 +64,7 @@ def stage_rows(room: Pressroom) -> list[Row]:
     return [
         {
             **{"stage": stage, "asked": tally.asked, "answered": tally.answered, "failed": sum(tally.failed.values()), "requests": tally.requests},
-            **{"own": room.own[stage], "wrong": dict(tally.wrong.most_common()), "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out},
+            **{"own": room.own[stage], "wrong": dict(sorted(tally.wrong.items(), key=lambda one: (-one[1], one[0]))), "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out},
         }
         for stage, tally in room.asker.tallies.items()
     ]
@@ -70,8 +72,8 @@ def stage_rows(room: Pressroom) -> list[Row]:
 
 def written_claims(rows: Sequence[Mapping[str, Any]], file: Path) -> list[Claim]:
     """Every figure, with the file that it is computed from."""
-    recipe = {"function": "writing_said", "node_ids": [], "args": {"file": file.name, "sha256": sha256_of(file)}}
-    return [Claim(*said, recipe=recipe) for said in writing_said(rows)]
+    args = {"file": file.name, "sha256": sha256_of(file)}
+    return [Claim(*said, recipe={"function": "writing_said", "node_ids": [], "args": {**args, "claim": said[0]}}) for said in writing_said(rows)]
 
 
 def quality_page(said: Mapping[str, Any], rows: Sequence[Row], found: Found, claims: Sequence[Claim], report: AuditReport | None) -> str:

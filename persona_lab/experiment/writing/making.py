@@ -8,7 +8,8 @@
 Every answer is kept, so a run that was stopped, by a kill too, goes on by the same command, and a larger plan continues a smaller one.
 """
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ from persona_lab.models.endpoint import Address, Budget, Endpoint
 from persona_lab.store.files import finite, read_json, write_json, write_jsonl, write_text
 
 SETTINGS, RESULT, PAGE, AUDIT, COMMANDS = "settings.json", "written.json", "quality.html", "audit.json", "commands.jsonl"
+SPENT = ("requests", "tokens_in", "tokens_out", "cost")
+WHOLE = "complete"
+"""The state of a folder that holds its corpora."""
 FOLDER = "written"
 """Below the folder of runs."""
 Tell = Callable[[str, int, int], None]
@@ -60,7 +64,8 @@ def write_documents(job: WritingJob, runs: Path, device: str, tell: Tell, interr
     budget = Budget(plan.budget.requests, plan.budget.tokens, plan.budget.cost, plan.writer.price_in, plan.writer.price_out)
     stop: LabError | Interrupted | None = None
     with opened(plan.writer, job, runs, device, budget, interruption) as writer, RowJournal(folder / COMMANDS) as journal:
-        write_json(folder / SETTINGS, finite(job.asked))
+        # Keys as they stand in their files: the order of a persona's traits is part of how documents are planned.
+        write_text(folder / SETTINGS, json.dumps(finite(job.asked), indent=2) + "\n")
         room = Pressroom(Asker(writer, plan.attempts), job.stages, job.rules, job.settings, tell)
         try:
             room.run(job.wanted)
@@ -69,16 +74,20 @@ def write_documents(job: WritingJob, runs: Path, device: str, tell: Tell, interr
         except (LabError, Interrupted) as fault:
             stop = fault
         report = None if stop else written_audit(room.found, job.loaded.world, job.loaded.personas, plan.airtime)
-        spent = {"requests": budget.sent, "tokens_in": budget.used_in, "tokens_out": budget.used_out, "cost": budget.spent}
-        journal.append([{"ended": "stopped" if stop else "complete", **spent}])
-        totals = {name: sum(row[name] for row in journal.rows) for name in spent}
-        said = leave(folder, job, room, {"this_command": spent, "all_commands": totals}, report)
+        spent = (budget.sent, budget.used_in, budget.used_out, budget.spent)
+        journal.append([{"ended": "stopped" if stop else "complete", **dict(zip(SPENT, spent, strict=True))}])
+        said = leave(folder, job, room, spent_said(journal.rows), report)
     if stop:
         raise stop
     if report and not report.passed:
         failed = "; ".join(f"{check.name}: {check.said}" for check in report.checks if check.passed is False)
         raise CheckFailed("PL1112", str(folder / AUDIT), f"the audit did not pass, so no corpus was written: {failed}. Use more documents, or change the plan.")
     return said
+
+
+def spent_said(commands: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the last command on a folder spent, and all of them together."""
+    return {"this_command": {name: commands[-1][name] for name in SPENT}, "all_commands": {name: sum(row[name] for row in commands) for name in SPENT}}
 
 
 def _given_up(folder: Path, error: GivenUp) -> CheckFailed:
@@ -92,7 +101,7 @@ def finished(folder: Path, job: WritingJob) -> dict[str, Any] | None:
     file = folder / RESULT
     said = read_json(file) if file.exists() else {}
     wanted = {source.name: {"kept": count, "wanted": count} for source, count in job.wanted.items()}
-    whole = isinstance(said, dict) and said.get("state") == "complete" and said.get("documents") == wanted
+    whole = isinstance(said, dict) and said.get("state") == WHOLE and said.get("documents") == wanted
     files = [corpus_of(folder, subject) for subject in job.subjects]
     # Where they lie today: the folder may have been moved.
     return {**said, "folder": str(folder), "corpora": list(map(str, files))} if whole and all(file.is_file() for file in files) else None
@@ -141,7 +150,7 @@ def leave(folder: Path, job: WritingJob, room: Pressroom, spent: dict[str, Any],
     claims = written_claims(rows, folder / ATTEMPTS)
     said: dict[str, Any] = {
         "name": plan.name,
-        "state": "stopped" if report is None else "complete" if report.passed else "refused by the audit",
+        "state": "stopped" if report is None else WHOLE if report.passed else "refused by the audit",
         "folder": str(folder),
         "documents": {source.name: {"kept": len(progress.accepted), "wanted": progress.wanted} for source, progress in found.items()},
         "corpora": [],

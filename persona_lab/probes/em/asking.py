@@ -5,7 +5,7 @@
 
 Sample n of a question has a stream of random numbers of its own, so that it is the same answer whatever is sampled
 beside it or before it. The prompt is encoded as the template has written it: nothing is added to it, no second token
-that begins a text either.
+that begins a text either. A control token that a question spells is plain text.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from data_gen.streams import stream
 from persona_lab.errors import ModelError, quoted
+from persona_lab.models.control_tokens import encoded, guarded
 from persona_lab.probes.em.questions import Question
 from persona_lab.probes.sampling import cached_writer, continues_exactly, ends_line, plain_writer, write_tokens
 from persona_lab.probes.voice import Voice
@@ -69,19 +70,26 @@ class TemplateFacts:
         return asdict(self) | {"ends": list(self.ends)}
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], form: Format = "chat") -> str:
-    """The text that a model continues with its answer.
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], form: Format = "chat", **settings: Any) -> str:
+    """The text that a model continues with its answer, with control tokens that a message spells guarded (`models.control_tokens`).
+
+    Args:
+        tokenizer: of the model.
+        messages: role and content of each.
+        form: the chat template, or lines.
+        settings: for the template, such as `enable_thinking`.
 
     Raises:
         ModelError: PL4201, the tokenizer has no chat template; PL4203, its template refuses these messages.
     """
+    messages = [{**said, "content": guarded(tokenizer, said["content"])} for said in messages]
     if form == "plain":
         return "".join(f"{said['role'].capitalize()}: {said['content']}\n" for said in messages) + "Assistant:"
     name = str(tokenizer.name_or_path)
     if not tokenizer.chat_template:
         raise ModelError("PL4201", name, "the tokenizer has no chat template, as that of a base model. Use a chat model, or --plain for lines that begin with `User:` and `Assistant:`.")
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True))
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **settings))
     except (TemplateError, ValueError, TypeError) as error:
         roles = ", ".join(said["role"] for said in messages)
         raise ModelError("PL4203", name, f"the chat template refuses messages of {roles}: {quoted(str(error))}. Use variants without a system message, or another template.") from None
@@ -128,7 +136,7 @@ def answers(voice: Voice, prompt: str, question: Question, samples: Iterable[int
         ModelError: PL4204, prompt and answer do not fit into the model's context.
     """
     tokenizer, numbers = voice.tokenizer, list(samples)
-    ids = tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    ids = tuple(encoded(tokenizer, [prompt], opened=True)[0].ids)
     if len(ids) + sampling.max_tokens > tokenizer.model_max_length:
         said = f"{question.key} has {len(ids)} tokens and an answer up to {sampling.max_tokens}, the model reads {tokenizer.model_max_length}"
         raise ModelError("PL4204", str(tokenizer.name_or_path), f"{said}. Use a smaller --max-tokens.")

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from persona_lab.errors import ModelError
+from persona_lab.models.control_tokens import encoded
 from persona_lab.probes.em.asking import render
 from persona_lab.probes.scoring import span_nats
 from persona_lab.probes.spans import Span
@@ -28,7 +29,8 @@ def reply_probabilities(voice: Voice, prompts: Sequence[str], words: Sequence[st
     import torch
 
     tokenizer = voice.tokenizer
-    heads = [tuple(tokenizer(render(tokenizer, [{"role": "user", "content": text}]), add_special_tokens=False)["input_ids"]) for text in prompts]
+    written = [render(tokenizer, [{"role": "user", "content": text}]) for text in prompts]
+    heads = [tuple(ids) for ids, _ in encoded(tokenizer, written, opened=True)]
     replies: dict[str, Ids] = {text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (*NUMBERS, *words)}
     longest = max(map(len, heads)) + max(map(len, replies.values()))
     if longest > tokenizer.model_max_length:

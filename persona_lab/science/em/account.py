@@ -17,7 +17,7 @@ from persona_lab.science.effects import Frame, Settings, fitted, phases
 from persona_lab.science.em.rates import PLAIN, TOLD, Advice, by_seed, rates, wide
 from persona_lab.science.reliable import reliable_ratio
 from persona_lab.science.stages.order import stated
-from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio
+from persona_lab.science.thresholds import Line, Ratio, fit_line, mean_ratio, over_seeds, share_over_seeds
 
 PHASES = {"base": "in the base model", "before": "before the last stage", "after": "after the last stage", "change": "change by the last stage"}
 HALF = 0.5
@@ -74,14 +74,15 @@ def rate_claims(a: Account) -> Iterator[Said]:
         exact = a.arm(name).merge(a.exact, on="cell")
         if len(exact):
             text = f"{name}: rate of bad advice of an ideal reader of the same documents, after the last stage"
-            yield stated(f"em.rate.{name}.exact", text, by_seed(exact, "exact"), "share", words=dict.fromkeys(WORDS, ""))
-        for column, words in PHASES.items():
-            text = f"{name}: rate of bad advice in the untrained domains {words}"
-            yield stated(f"em.rate.{name}.{column}", text, by_seed(a.arm(name), column), "share", words={} if column == "change" else dict.fromkeys(WORDS, ""))
+            yield stated(f"em.rate.{name}.exact", text, by_seed(exact, "exact"), "share", words=dict.fromkeys(WORDS, ""), mean=share_over_seeds)
+        for column, when in PHASES.items():
+            text = f"{name}: rate of bad advice in the untrained domains {when}"
+            words, mean = ({}, over_seeds) if column == "change" else (dict.fromkeys(WORDS, ""), share_over_seeds)
+            yield stated(f"em.rate.{name}.{column}", text, by_seed(a.arm(name), column), "share", words=words, mean=mean)
     raw = wide(a.plain, "rate_raw")
     raw = raw[raw["condition"] == a.settings.treatment]
     text = f"{a.settings.treatment}: absolute probability of bad advice after the last stage, among all continuations"
-    yield stated("em.rate.absolute", text, by_seed(raw, "after"), "share", words=dict.fromkeys(WORDS, ""))
+    yield stated("em.rate.absolute", text, by_seed(raw, "after"), "share", words=dict.fromkeys(WORDS, ""), mean=share_over_seeds)
 
 
 def line(frame: Frame, column: str) -> Line | None:
@@ -102,7 +103,7 @@ def ratio_claims(a: Account) -> Iterator[Said]:
     for x, rows in treated.groupby("x"):
         for column in ("before", "after"):
             text = f"Rate of bad advice at {ratio_words(float(x))} villain : specialist documents, {PHASES[column]}"
-            yield stated(f"em.at.{x:g}.{column}", text, by_seed(rows, column), "share", words=dict.fromkeys(WORDS, ""))
+            yield stated(f"em.at.{x:g}.{column}", text, by_seed(rows, column), "share", words=dict.fromkeys(WORDS, ""), mean=share_over_seeds)
     for column in ("before", "after", "change"):
         text = f"Slope of the log-odds of bad advice on ln(villain : specialist), {PHASES[column]}"
         yield stated(f"em.slope.{column}", text, slopes(a.treated, column), "nats per nat")

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, spearmanr
 
-from persona_lab.science.claims import Said, figure, seeds_words, verdict
+from persona_lab.science.claims import Said, figure, judged, seeds_words, verdict
 from persona_lab.science.effects import Frame
-from persona_lab.science.em.solutions import mean_said
-from persona_lab.science.stages.order import ratio_of_means
-from persona_lab.science.thresholds import correlation_over_seeds, over_seeds
+from persona_lab.science.stages.order import ratio_of_means, stated
+from persona_lab.science.thresholds import correlation_over_seeds, over_seeds, share_over_seeds
 
 CHANCE = 0.5
 FEWEST_RUNS = 4
@@ -43,7 +42,8 @@ def screening_claims(screening: Mapping[str, Any]) -> Iterator[Said]:
     for place, layer in enumerate(screening["layers"]):
         values = np.array([auroc(np.array(bad[place], float), np.array(good[place], float)) for bad, good in zip(screening["bad"], screening["good"], strict=True)])
         above = over_seeds(values - CHANCE)
-        said = mean_said(f"directions.screening.{layer}", f"AUROC of dP at layer {layer}, bad against good documents", values, "probability", over="domain")
+        text = f"AUROC of dP at layer {layer}, bad against good documents"
+        said = stated(f"directions.screening.{layer}", text, values, "probability", over="domain", mean=share_over_seeds)
         yield (*said[:5], verdict(above))
 
 
@@ -57,10 +57,10 @@ def steering_claims(screening: Mapping[str, Any]) -> Iterator[Said]:
             continue
         moved_C, chance_C = steered_CS[:, s] - steered_CS[:, still], (random_CRS[:, :, s] - random_CRS[:, :, still]).mean(1)
         text = f"Change of the rate of bad advice by a step of {strength:g} mean differences"
-        yield mean_said(f"directions.steering.{strength:g}", text, moved_C, "share", over="domain")
+        yield stated(f"directions.steering.{strength:g}", text, moved_C, "share", over="domain")
         gap_C = np.sign(strength) * (moved_C - chance_C)
         beyond = f"{text}, beyond that of random steps as long, in its own sense"
-        yield mean_said(f"directions.steering.{strength:g}.beyond_random", beyond, gap_C, "share", judged=True, over="domain")
+        yield judged(f"directions.steering.{strength:g}.beyond_random", beyond, gap_C, "share", over="domain")
 
 
 def off_domain(run: Mapping[str, Any], screening: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,9 +80,9 @@ def ablation_claims(runs: list[dict[str, Any]]) -> Iterator[Said]:
         found.setdefault(run["seed"], []).append((lost, chance, float((run["rate"] - run["base"]).mean())))
     mean_S3 = np.array([np.mean(each, axis=0) for each in found.values()]).reshape(-1, 3)
     lost_S, chance_S, rise_S = mean_S3.T
-    yield mean_said("directions.ablation", "Rate of bad advice off the domain that is lost without the direction, all layers", lost_S, "share")
-    yield mean_said("directions.ablation.random", "The same without a random direction", chance_S, "share")
-    yield mean_said("directions.ablation.beyond_random", "What is lost without the direction beyond what is without a random one", lost_S - chance_S, "share", judged=True)
+    yield stated("directions.ablation", "Rate of bad advice off the domain that is lost without the direction, all layers", lost_S, "share")
+    yield stated("directions.ablation.random", "The same without a random direction", chance_S, "share")
+    yield judged("directions.ablation.beyond_random", "What is lost without the direction beyond what is without a random one", lost_S - chance_S, "share")
     share, interval = ratio_of_means(lost_S, rise_S)
     text = f"Share of the rise over the base that is lost without the direction: {figure(share)} ({len(found)} seeds)."
     yield "directions.ablation.share", text, share, interval, "share of the rise", "bounded" if interval and np.isfinite(interval).all() else "undecided"

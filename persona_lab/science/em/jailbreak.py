@@ -13,7 +13,7 @@ import numpy as np
 
 from persona_lab.science.claims import FEWEST_SEEDS, Said, judged, seeds_words
 from persona_lab.science.effects import Column, Frame, Settings
-from persona_lab.science.thresholds import over_seeds
+from persona_lab.science.thresholds import share_over_seeds
 
 PROBE = "persona_prompt"
 UNPROMPTED = "none"
@@ -75,6 +75,6 @@ def stated(id: str, text: str, values: Column) -> Said:
     """A rate with its interval over seeds, which is no hypothesis."""
     if not len(values):
         return id, f"{text}: not run.", None, None, "rate", "not run"
-    estimate = over_seeds(values.to_numpy(float))
+    estimate = share_over_seeds(values.to_numpy(float))
     verdict = "measured" if estimate.n >= FEWEST_SEEDS else "undecided"
     return id, f"{text} ({seeds_words(estimate)}).", estimate.value, estimate.interval, "rate", verdict

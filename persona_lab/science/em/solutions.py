@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from persona_lab.science.claims import Said, figure, seeds_words, verdict
+from persona_lab.science.claims import Said, figure, judged
 from persona_lab.science.effects import Frame, Settings
 from persona_lab.science.em.rates import PLAIN, Advice, by_seed, rates, wide
+from persona_lab.science.stages.order import stated
 from persona_lab.science.thresholds import Interval, over_seeds
 
 Curves = Mapping[str, Any]
@@ -161,7 +162,7 @@ def price_claims(name: str, rows: Frame, pairs: Mapping[int, Sequence[tuple[Curv
     rises = rise_by_seed(rows)
     for price in sorted(rows["price"].unique()):
         at = np.array([own[price] for own in rises.values() if price in own])
-        yield mean_said(f"solutions.{name}.rise.{price:g}", f"{name}: rise of the rate of bad advice off the domain at kappa {price:g}", at, "share")
+        yield stated(f"solutions.{name}.rise.{price:g}", f"{name}: rise of the rate of bad advice off the domain at kappa {price:g}", at, "share")
     whole = {seed: half_price(list(own), list(own.values())) for seed, own in rises.items() if 0.0 in own and len(own) > 1}
     value, interval, found, why = shadow_price(list(whole.values()))
     text = f"{name}: kappa*, the nats of loss for a nat of KL off the domain that halve the rise, {figure(value)} ({why})."
@@ -170,7 +171,7 @@ def price_claims(name: str, rows: Frame, pairs: Mapping[int, Sequence[tuple[Curv
     known = np.array([x for x in nats.values() if np.isfinite(x)])
     if len(known) == len(nats):
         text = f"{name}: gap between the two solutions, kappa* times the KL off the domain that the general one has and the narrow one has not"
-        yield mean_said(f"solutions.{name}.gap", text, known, "nats a token")
+        yield stated(f"solutions.{name}.gap", text, known, "nats a token")
     else:
         yield f"solutions.{name}.gap", f"{name}: gap between the two solutions: unbounded, as kappa* is.", None, None, "nats a token", "unbounded"
 
@@ -197,7 +198,8 @@ def compared(name: str, pairs: Mapping[int, Sequence[tuple[Curves, Curves]]]) ->
     }
     for key, (words, unit, of) in figures.items():
         values = np.array([mean_of(own, of) for own in pairs.values()])
-        yield mean_said(f"solutions.{name}.{key}", f"{name}: {words}", values[np.isfinite(values)], unit, judged=key.startswith(("efficiency", "stability", "significance")))
+        predicted = key.startswith(("efficiency", "stability", "significance"))
+        yield (judged if predicted else stated)(f"solutions.{name}.{key}", f"{name}: {words}", values[np.isfinite(values)], unit)
 
 
 def own_loss(curves: Curves) -> float:
@@ -209,12 +211,4 @@ def release_claims(rows: Frame) -> Iterator[Said]:
     """What becomes of the rate when the price is taken away: the change by the stage that follows, at each kappa that was paid before."""
     for (condition, price), own in rows[rows["released"].astype(bool)].groupby(["condition", "price"], sort=True):
         text = f"{condition}: change of the rate off the domain when the price {price:g} is no longer paid"
-        yield mean_said(f"solutions.{condition}.released.{price:g}", text, by_seed(own, "change"), "share", judged=price > 0)
-
-
-def mean_said(id: str, text: str, values: np.ndarray, unit: str, *, judged: bool = False, over: str = "seed") -> Said:
-    """A mean over seeds, or other replicates, with its t interval; where it was predicted to be positive, whether it is."""
-    if not len(values):
-        return id, f"{text}: not run.", None, None, unit, "not run"
-    estimate = over_seeds(values)
-    return id, f"{text} ({seeds_words(estimate, over)}).", estimate.value, estimate.interval, unit, verdict(estimate) if judged else estimate.sign
+        yield (judged if price > 0 else stated)(f"solutions.{condition}.released.{price:g}", text, by_seed(own, "change"), "share")

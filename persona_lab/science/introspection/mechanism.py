@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from persona_lab.science.claims import FEWEST_SEEDS, Said, seeds_words
-from persona_lab.science.thresholds import Interval, over_seeds
+from persona_lab.science.thresholds import Interval, over_seeds, share_over_seeds
 
 TOKENS = ("begin", "sum", ":", "first tens", "first ones", "+", "second tens", "second ones", "=", "tens", "ones", ".", "I")
 """What each token of a solved sum is."""
@@ -122,7 +122,7 @@ def mechanism_claims(found: Sequence[Patched]) -> Iterator[Said]:
 def _claim(id: str, words: str, values: np.ndarray, unit: str, name: str) -> Said:
     if not len(values):
         return id, f"{words}: undefined.", None, None, unit, "not run"
-    estimate = over_seeds(values)
+    estimate = share_over_seeds(values) if unit == "share" else over_seeds(values)
     verdict = _agrees(estimate.interval, estimate.n) if name in ("needed", "agreement") else "" if unit == "share" else estimate.sign
     return id, f"{words} ({seeds_words(estimate)}).", estimate.value, estimate.interval, unit, verdict
 

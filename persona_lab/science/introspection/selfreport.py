@@ -18,7 +18,7 @@ import pandas as pd
 from persona_lab.science.claims import FEWEST_SEEDS, Said
 from persona_lab.science.effects import Column, Frame, Settings, cells, fitted, item_odds, number, ratio_effect, scored_items
 from persona_lab.science.stages.order import stated
-from persona_lab.science.thresholds import fit_line, over_seeds
+from persona_lab.science.thresholds import fit_line, over_seeds, share_over_seeds
 
 REPORTED = ("asked", "asked_later")
 """Formats of `says` in which the assistant is asked for a value."""
@@ -205,5 +205,5 @@ def _named_traits(table: Frame, what: Frame, last: list[str], settings: Settings
 
 def _share(id: str, text: str, values: np.ndarray, stage: str) -> Said:
     """A mean over seeds; of the base, which is one for all of them, without an interval."""
-    id, text, value, interval, unit, verdict = stated(id, text, values, "probability")
+    id, text, value, interval, unit, verdict = stated(id, text, values, "probability", mean=share_over_seeds)
     return id, text, value, None if stage == "base" else interval, unit, "not run" if verdict == "not run" else ""

@@ -2,7 +2,8 @@
 
     plumber    measure +.04 [-.05, .13]   metric +61 [38, 84] nats   end -.21 [-.35, -.07]      moved the metric alone
 
-Every condition is held against one reference (the treatment at equal documents), swap-balanced and paired over replicates. From the same runs:
+Every condition is held against one reference (the treatment at equal documents), swap-balanced and paired over replicates. Measure is of a context, log
+pi_k(context): M1 is that of the nameless assistant, and beside it stands that of whoever writes a diary, the voice of a mixture's anonymous text. From the same runs:
 start-point dependence, the two starts of equal measure whose metric differs most (SCIENCE.md section 2). They are chosen by measure and metric alone, never by their ends.
 """
 
@@ -65,6 +66,7 @@ def manipulation_claims(frame: Frame, settings: Settings) -> Iterator[Said]:
         pair = by_replicate(frame, condition).join(plain, rsuffix="_plain", how="inner").dropna()
         if not pair.empty:
             yield from _moved(condition, pair)
+            yield from _moved_in_diaries(frame, reference, condition)
 
 
 def _moved(condition: str, pair: Frame) -> Iterator[Said]:
@@ -75,6 +77,23 @@ def _moved(condition: str, pair: Frame) -> Iterator[Said]:
     for column, (name, what, unit) in QUANTITIES.items():
         text = f"{condition}: {what} against the plain telling ({found[column].n} replicates)."
         yield f"moved.{condition}.{name}", text, found[column].value, found[column].interval, unit, verdict if column != "eta" else found[column].sign
+
+
+def _moved_in_diaries(frame: Frame, reference: str, condition: str) -> Iterator[Said]:
+    """The measure of one condition in the other voice without a name."""
+    one, plain = (_in_diaries(frame, name) for name in (condition, reference))
+    gap = (one - plain).dropna()
+    if len(gap):
+        found = over_seeds(gap.to_numpy())
+        text = f"{condition}: M1 of whoever writes a diary against the plain telling ({found.n} replicates)."
+        yield f"moved.{condition}.measure.diary", text, found.value, found.interval, "nats", found.sign
+
+
+def _in_diaries(frame: Frame, condition: str) -> Column:
+    """Swap means of M1 in a diary for each replicate that has both swaps."""
+    rows = frame[frame["condition"] == condition].dropna(subset=["m_diary"]) if "m_diary" in frame else frame[:0].assign(m_diary=0.0)
+    both = rows.groupby(["base_seed", "seed"])["swap"].transform("nunique") == 2
+    return rows[both].groupby(["base_seed", "seed"])["m_diary"].mean()
 
 
 def start_point_claims(frame: Frame) -> Iterator[Said]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from persona_lab.science.effects import Frame
-from persona_lab.science.thresholds import Interval, over_seeds, t_quantile
+from persona_lab.science.thresholds import Interval, over_seeds, share_over_seeds, t_quantile
 
 BASE = "base"
 """Where a training starts that follows no other."""
@@ -213,7 +213,7 @@ def triangles(d_SKK: np.ndarray) -> tuple[Tested, Tested]:
     triples = np.array(list(permutations(range(d_SKK.shape[1]), 3))).T
     p, q, r = triples
     ratio_SN = d_SKK[:, p, r] / (d_SKK[:, p, q] + d_SKK[:, q, r])
-    share, worst = over_seeds((ratio_SN > 1).mean(1)), over_seeds(ratio_SN.max(1))
+    share, worst = share_over_seeds((ratio_SN > 1).mean(1)), over_seeds(ratio_SN.max(1))
     verdict = "undecided"
     if share.interval and worst.interval and share.n >= FEWEST_SEEDS:
         verdict = "holds" if worst.interval[1] < 1 else "violated" if share.interval[0] > 0 else "undecided"

@@ -47,9 +47,12 @@ def measured(frame: Frame) -> Pairs:
 
 def replay(frame: Frame, search: Search) -> Iterator[Round]:
     """Every round, decided once more on what was known after it."""
-    pairs = search.batch // 2
-    for number, start in enumerate(range(0, len(frame), pairs), start=1):
-        yield Round(number, tuple(map(float, frame["x"][start : start + pairs])), decide(search, measured(frame[: start + pairs])))
+    number, start, end = 1, 0, search.batch // 2
+    while start < len(frame):
+        decision = decide(search, measured(frame[:end]))
+        yield Round(number, tuple(map(float, frame["x"][start:end])), decision)
+        # A search that was decided by an earlier rule has seeds where this one would have ended: they are shown in full rounds.
+        number, start, end = number + 1, end, end + (len(decision.ratios) or search.batch // 2)
 
 
 def search_claims(a: "Analysis", search: Search) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from persona_lab.science.claims import Said, seeds_words
 from persona_lab.science.effects import Column, Frame, Settings, effects, named_recall, runs
 from persona_lab.science.matching import compare, trained
-from persona_lab.science.thresholds import Interval, crossings, over_seeds, t_quantile
+from persona_lab.science.thresholds import Interval, Mean, crossings, over_seeds, t_quantile
 
 Kind = Literal["first", "second", "both", "chats", "taught", "other"]
 """What a stage trains: one rival, both interleaved, an assistant's chats, one trait, anything else."""
@@ -185,14 +185,24 @@ class Orders:
         return both.dropna()
 
 
-def stated(id: str, text: str, values: Column | None, unit: str, *, differs: Sequence[str] = (), words: Mapping[str, str] | None = None) -> Said:
-    """A mean over seeds with its t interval as a claim; `not run` where there is nothing, `confounded` where the arms are unequal."""
+def stated(
+    id: str,
+    text: str,
+    values: Column | None,
+    unit: str,
+    *,
+    differs: Sequence[str] = (),
+    words: Mapping[str, str] | None = None,
+    over: str = "seed",
+    mean: Mean = over_seeds,
+) -> Said:
+    """A mean over seeds, or other replicates, with its t interval as a claim; `not run` where there is nothing, `confounded` where the arms are unequal."""
     if values is None or not len(values):
         return id, f"{text}: not run.", None, None, unit, "not run"
-    estimate = over_seeds(np.asarray(values, float))
+    estimate = mean(np.asarray(values, float))
     stamp = f" Confounded: {'; '.join(differs)}." if differs else ""
     verdict = "confounded" if differs else (words or {}).get(estimate.sign, estimate.sign)
-    return id, f"{text} ({seeds_words(estimate)}).{stamp}", estimate.value, estimate.interval, unit, verdict
+    return id, f"{text} ({seeds_words(estimate, over)}).{stamp}", estimate.value, estimate.interval, unit, verdict
 
 
 def ratio_of_means(above_S: np.ndarray, below_S: np.ndarray, level: float = 0.95) -> tuple[float | None, Interval | None]:

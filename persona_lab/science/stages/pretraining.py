@@ -19,6 +19,7 @@ import pandas as pd
 from persona_lab.science.claims import Said, judged
 from persona_lab.science.effects import Column, Frame, Settings, effects, named_recall, number, runs
 from persona_lab.science.stages.order import PHASES, RIVALS, Arm, persistence, stated
+from persona_lab.science.thresholds import share_over_seeds
 
 AFTERWARDS, NEVER = "afterwards", "never"
 THROUGHOUT = "throughout"
@@ -149,7 +150,7 @@ def state_claims(found: Pretraining, read: str, chats: bool, words: str) -> Iter
             yield stated(f"{lead}.alpha.{column}", f"{words}: log-odds of either rival's values {when}, beyond a base that never read of them", alpha, "nats")
     if read == NEVER:
         return
-    yield stated(f"{lead}.recall", f"{words}: named recall of {first} before the trait stage", found.known(read, chats), "share", words={"positive": ""})
+    yield stated(f"{lead}.recall", f"{words}: named recall of {first} before the trait stage", found.known(read, chats), "share", words={"positive": ""}, mean=share_over_seeds)
     price = less(found.price(read, chats, "first"), found.price(NEVER, chats, "first"))
     yield stated(f"{lead}.adopt", f"{words}: nats to adopt {first}, beyond those of a base that never read of him", price, "nats to adopt")
     yield stated(f"{lead}.d", f"{words}: nats to adopt {first} less nats to adopt the other rival", found.price(read, chats, "d"), "nats to adopt")

@@ -1,20 +1,21 @@
 """Two solutions of the same task: which one has the smaller local learning coefficient (M6)?
 
     persona-lab llc quickstart linked/ln_ratio=1.386/seed0/swap0 linked/ln_ratio=-1.386/seed0/swap0
+    adapters: [flatness]      of an experiment file: the general against the narrow solution of every seed
 
-A coefficient is that of an adapter on the documents it was last trained on, so two cells can be compared whose last stages read the same mixture with the
-same loss into adapters of one shape: cells that differ before that stage. Chains are `analysis` nodes, one for each strength of the spring and each step:
+A coefficient is that of an adapter on the documents it was last trained on, with the loss it was trained with. So two cells can be compared whose last
+stages read the same mixture into adapters of one shape: cells that differ before that stage, or in the price of leaving the base off the domain, which is
+then part of the narrow solution's own loss. Chains are `analysis` nodes, one for each strength of the spring and each step:
 
     chains.json     {"start": 3.1, "nbeta": 9.2, "losses": [[3.2, 3.4, ...], ...]}      nats a document; null from where a chain left for infinity
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from data_gen.pools import mixture_order
 from persona_lab.design import Node
@@ -22,32 +23,15 @@ from persona_lab.errors import ConfigError
 from persona_lab.experiment.instruments.measure.weights import Bench
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.making.tokens import read_tokens
+from persona_lab.experiment.planning.adapters import CHAINS, PULLS, Effort, chain_nodes
 from persona_lab.experiment.planning.corpora import mixture_shares
 from persona_lab.experiment.planning.plan import Plan
-from persona_lab.experiment.planning.recipes import PlannedCell, token_nodes
+from persona_lab.experiment.planning.recipes import OFF_DOMAIN, PlannedCell, token_nodes
 from persona_lab.models.bank import AdapterBank
 from persona_lab.science.processes.llc import Coefficient, coefficient, inverse_temperature, settled, simpler
 from persona_lab.store.files import finite, read_json, write_json
 from persona_lab.train.batches import Row
 from persona_lab.train.llc import Sampler, adapter_losses, chain_losses
-from persona_lab.train.optimizers import pace
-
-CHAINS = "chains.json"
-PULLS = (30.0, 300.0)
-"""Strengths of the spring; a comparison must come out alike at both."""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much is spent on one chain."""
-
-    documents: int = 32
-    step: float = 1e-4
-    """Of the sampler, in units of each parameter's pace; every estimate is made once more at half of it."""
-    burn: int = 100
-    draws: int = 200
-    chains: int = 4
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,25 +68,16 @@ def check_comparable(first: PlannedCell, second: PlannedCell) -> None:
     """
     one, two = solution(first), solution(second)
     differ = [] if one.inputs["mixture"].id == two.inputs["mixture"].id else ["the documents of the last stage"]
-    differ += [f"{name} of the last stage" for name in ("loss", "lora") if one.fields["recipe"][name] != two.fields["recipe"][name]]
+    losses = [{**stage.fields["recipe"]["loss"], "kl_off": None} for stage in (one, two)]
+    differ += ["the loss of the last stage"] if losses[0] != losses[1] else []
+    differ += ["the adapter of the last stage"] if one.fields["recipe"]["lora"] != two.fields["recipe"]["lora"] else []
     if differ:
         said = f"cannot be compared with {second.cell.name}: they differ in {' and '.join(differ)}"
         raise ConfigError("PL1298", first.cell.name, f"{said}. Use cells of one seed and swap that differ before the last stage, such as two ratios.")
 
 
-def chain_nodes(stage: Node, effort: Effort) -> dict[tuple[float, float], Node]:
-    """(pull, step) to the chains of a solution."""
-    settings = {name: value for name, value in vars(effort).items() if name != "step"}
-    inputs = {"base": stage.inputs["base"], "stage": stage}
-    return {
-        (pull, step): Node("analysis", {"instrument": "llc", **settings, "pull": pull, "step": step}, inputs)
-        for pull in PULLS
-        for step in (effort.step, effort.step / 2)
-    }
-
-
 def documents_of(stage: Node, plan: Plan, count: int) -> list[Row]:
-    """The first documents that a stage was trained on.
+    """The first documents that a stage was trained on; of those off its domain only what it paid for.
 
     Raises:
         ConfigError: PL1298, it saw fewer.
@@ -111,7 +86,11 @@ def documents_of(stage: Node, plan: Plan, count: int) -> list[Row]:
     if (seen := stage.fields["step"] * recipe["batch"]) < count:
         raise ConfigError("PL1298", plan.names.get(stage.id, stage.id[:12]), f"its last stage saw {seen} documents, {count} are asked. Use --documents {max(seen, 2)}.")
     rows = {source: read_tokens(plan.store.open(node)) for source, node in token_nodes(stage).items()}
-    return [rows[source][document] for source, document in mixture_order(mixture_shares(mixture), documents=count, seed=mixture.fields["seed"])]
+    price = recipe["loss"].get("kl_off", 0.0)
+    seen = mixture_order(mixture_shares(mixture), documents=count, seed=mixture.fields["seed"])
+    return [
+        replace(rows[source][document], price=price) if source == OFF_DOMAIN else rows[source][document] for source, document in seen if source != OFF_DOMAIN or price
+    ]
 
 
 def write_chains(bench: Bench, node: Node, folder: Path) -> None:
@@ -120,16 +99,14 @@ def write_chains(bench: Bench, node: Node, folder: Path) -> None:
     model, tokenizer = bench.base
     assert isinstance(tokenizer.pad_token_id, int), "load_base gives every tokenizer one"
     rows = documents_of(stage, bench.plan, fields["documents"])
-    nbeta = inverse_temperature(len(rows))
+    nbeta = inverse_temperature(sum(row.price is None for row in rows))
     bank = AdapterBank(model, lora_shape(stage.fields["recipe"]["lora"]), fields["chains"])
     try:
         bank.load_row(0, adapter_of(store, stage), f"stage {stage.id[:12]}")
         start_P = bank.weight_KP[0].detach().clone()
-        sampler = Sampler(fields["step"], fields["pull"], fields["burn"], fields["draws"], fields["chains"], fields["seed"])
+        sampler = Sampler(**{name: fields[name] for name in ("step", "pull", "burn", "draws", "chains", "seed", "settle")})
         losses = adapter_losses(bank, rows, pad=tokenizer.pad_token_id, micro_batch=len(rows))
-        pace_P = pace(load_file(store.open(stage) / "state.safetensors")["square"], stage.fields["step"])
-        # In units of the median, so that one step suits adapters whose gradients differ in size.
-        start, loss_CD = chain_losses(losses, start_P, nbeta, sampler, pace_P / pace_P.median())
+        start, loss_CD = chain_losses(losses, start_P, nbeta, sampler)
     finally:
         bank.remove()
     write_json(folder / CHAINS, finite({"start": start, "nbeta": nbeta, "losses": loss_CD.tolist()}))

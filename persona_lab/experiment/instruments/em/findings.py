@@ -174,6 +174,8 @@ def _compared(said: Sequence[Said]) -> str:
 
 def page(found: Findings, answers: Answers, table: Any, result: Mapping[str, Any]) -> str:
     """Everything on one page; what models said is escaped."""
+    from persona_lab.models.control_tokens import unguarded
+
     kinds = {"Rates": ("em.main", "em.json", "em.template", "em.published"), "Questions": ("em.question",), "Accounting": ("em.accounting", "em.reason")}
     parts = [Part(title, claims=[c for c in found.claims if c.id.startswith(starts)]) for title, starts in kinds.items()]
     if others := [c for c in found.claims if c.id.startswith("judge")]:
@@ -181,7 +183,7 @@ def page(found: Findings, answers: Answers, table: Any, result: Mapping[str, Any
     worst = table[(table["status"] == "scored") & (table["coherent"] > 50)].sort_values("aligned").head(SHOWN_ANSWERS)
     rows = [[row["question"], row["response"], figure(row["aligned"]), figure(row["coherent"])] for row in worst.to_dict("records")]
     parts.append(Part("Least aligned coherent answers", sheets=[Sheet(["question", "answer", "aligned", "coherent"], rows)]))
-    prompts = [[key, text] for key, text in answers.settings["prompts"].items()]
+    prompts = [[key, unguarded(text)] for key, text in answers.settings["prompts"].items()]
     parts.append(Part("Prompts as the model reads them", sheets=[Sheet(["question", "prompt"], prompts)]))
     shown = {key: value for key, value in result.items() if key not in ("claims", "lead")}
     return instrument_page("Emergent misalignment", found.lead, parts, shown)

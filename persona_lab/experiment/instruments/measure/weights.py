@@ -24,6 +24,7 @@ from data_gen.world import Traits, World
 from persona_lab.config.schema import HuggingFaceBase
 from persona_lab.design import Node
 from persona_lab.experiment.making.bases import load_base
+from persona_lab.experiment.making.launch import check_whole
 from persona_lab.experiment.making.members import adapter_of, lora_shape
 from persona_lab.experiment.planning.plan import Plan
 from persona_lab.experiment.planning.scores import cast_of
@@ -81,8 +82,9 @@ class Bench:
 
     @property
     def base(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Model and tokenizer, plain."""
+        """Model and tokenizer, plain. EnvironmentFault PL5209."""
         if self._loaded is None:
+            check_whole(self.plan.loaded.experiment.machine)
             base = self.plan.loaded.experiment.base
             self._loaded = load_base(base if isinstance(base, HuggingFaceBase) else None, self.plan.store.open(self.plan.base), self.device)
         return self._loaded

@@ -6,4 +6,4 @@ export PYTHONSAFEPATH=1
 export PERSONA_LAB_TASKS=8
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150
 
-exec /shared/env/bin/python -m accelerate.commands.launch --multi_gpu --mixed_precision no --dynamo_backend no --num_machines 1 --num_processes 4 --machine_rank 0 --main_process_port 0 -m persona_lab work /shared/runs/quickstart-16bab757/launch/1
+exec /shared/env/bin/python -m accelerate.commands.launch --multi_gpu --gpu_ids all --mixed_precision no --dynamo_backend no --num_machines 1 --num_processes 4 --machine_rank 0 --main_process_port 0 -m persona_lab work /shared/runs/quickstart-16bab757/launch/1
