@@ -20,7 +20,6 @@ from persona_lab.errors import EnvironmentFault
 from persona_lab.models.bank import AdapterBank
 from persona_lab.models.packing import packing, packs_exactly, read_at
 from persona_lab.train.batches import Batch, Laid, lay
-from persona_lab.train.heap import keep_freed_memory
 from persona_lab.train.optimizers import BankAdam
 from persona_lab.train.parallel import Team, share_of
 from persona_lab.train.preferences import Preference, document_nats, preference_nats
@@ -268,7 +267,6 @@ def train(
         Diverged: a loss, gradient or weight is not finite, and no other member is left.
         EnvironmentFault: a single document does not fit into the memory.
     """
-    keep_freed_memory()
     health: Health | None = None
     for step in range(start, stop):
         batch = batch_at(step)
