@@ -121,7 +121,7 @@ def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Endpoint.__init__
 
     def hurried(self: Endpoint, *given: Any, **named: Any) -> None:
-        real(self, *given, **{**named, "sleep": lambda _: None, "timeout": 0.3, "attempts": 3})
+        real(self, *given, **{**named, "sleep": lambda _: None, "timeout": 1.0, "attempts": 3})
 
     monkeypatch.setattr(Endpoint, "__init__", hurried)  # the command has no options for these, and a test never waits
 
