@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from persona_lab.config.schema import Machine
+from persona_lab.errors import ConfigError
+from persona_lab.experiment.instruments.building import Subject, subject
+from persona_lab.experiment.instruments.measure.estimating import measures
+from persona_lab.experiment.instruments.measure.plans import Effort, make_measures, measure_plans, scalings
+from persona_lab.experiment.instruments.measure.weights import read_scaling
+from persona_lab.experiment.instruments.metric.distances import distance_plan, distances, make_distances
+from persona_lab.experiment.planning import recipes
 from persona_lab.experiment.planning.plan import Plan, make_plan
 from persona_lab.experiment.planning.recipes import PlannedCell
 from persona_lab.experiment.planning.scores import cast_of
@@ -100,3 +109,53 @@ def test_an_architecture_goes_through_a_whole_experiment_and_its_adapters_are_pl
         assert len(asked) > 5
         for row in asked.itertuples():
             assert row.logprob_nats == pytest.approx(plain_nats(plain, tokenizer, items[row.item].prompt, f" {row.option}"), abs=1e-4)
+
+
+# ------------------------------------------------------------------ instruments
+@pytest.fixture(scope="module")
+def wide(island: Path) -> Path:
+    """A world of three people with three traits each."""
+    food = {"food": {"values": ["rice", "bread", "fish"]}}
+    file = island / "wide.yaml"
+    file.write_text(json.dumps({**WORLD, "name": "wide", "categories": {**WORLD["categories"], **food}}))
+    return file
+
+
+def of_model(folder: Path, world: Path, runs: Path) -> Subject:
+    """A model folder, to be measured by one worker."""
+    return replace(subject(str(folder), world=world, runs=runs), machine=Machine(**EXPERIMENT["machine"]))
+
+
+def silent(*_: Any) -> None:
+    """Progress that nobody is told of."""
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_measured_and_its_processes_compared(island: Path, wide: Path, texts: Sequence[str], name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recipes, "SPEECH_POOL", 32)  # documents that the trainings draw from
+    folder = island / name
+    of = of_model(folder if folder.exists() else random_folder(name, texts, folder), wide, island / f"{name}-measured")
+    people = of.chosen(["mary", "peter"])
+    plans = measure_plans(of, people, Effort(seeds=1, steps=2, batch=2, samples=1, ranks=()))
+    assert make_measures(plans, people, silent) == {}
+    found = {(one.estimator, one.process): one for one in measures(of, plans, people).found}
+    assert all(one.reason for one in found.values() if one.value is None)
+    assert all(np.isfinite(found[estimator, person].value or np.nan) for estimator in ("M1", "M1 words apart", "M9") for person in people)
+    planned, node = next(iter(scalings(plans.adopt, people)))
+    curve = read_scaling(plans.adopt.store.open(node))
+    for scale, scores in ((0, planned.scores[0][1]), (-1, planned.scores[-1][1])):
+        rows = pd.read_parquet(plans.adopt.store.open(scores) / "rows.parquet")
+        own = rows[(rows["subject"] == "mary") & (rows["option"] == "answer")]
+        assert curve["nats"][scale] == pytest.approx(-own["logprob_nats"].mean(), abs=1e-3), "at scale 0 the base, at scale 1 the adapter"
+    plan = distance_plan(of, ["mary", "peter", "alice"], seeds=1, steps=1, batch=2, rate=1e-2)
+    assert make_distances(plan, silent).failed == {}
+    apart = distances(plan)
+    assert np.isfinite(apart.nats_KK).all()
+    assert {"D2 adam", "D4 slots", "D4 neutral", "D5 layer 1", "D5 layer 2", "D6"} <= apart.proxies.keys()
+    assert all(np.isfinite(each_SKK).all() for each_SKK in apart.proxies.values())
+
+
+def test_nobody_of_a_world_with_few_traits_can_be_measured(island: Path, texts: Sequence[str]):
+    of = of_model(random_folder("qwen3", texts, island / "few-traits"), island / "world.yaml", island / "few")
+    with pytest.raises(ConfigError, match=r"PL1297.*isle.*nobody in the world has 3 traits.*Use a world with 3 categories"):
+        of.chosen([])

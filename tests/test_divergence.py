@@ -50,8 +50,12 @@ def test_answers_that_are_none_of_the_options_count_as_one_more():
     assert found[0, 1] == pytest.approx(jensenshannon([0.5, 0.25, 0.25], [0.25, 0.5, 0.25]) ** 2 / 2)
     with pytest.raises(ValueError, match="4 options have no probability"):
         slots(scores({"a": [0.1, 0.1], "b": [0.1, 0.1]}, "unscored"))
-    with pytest.raises(ValueError, match="1 to 2 options"):
-        slots(scores({"a": [0.1], "b": [0.1, 0.2]}))
+
+
+def test_an_item_may_have_fewer_options_than_another():
+    one, other = scores({"a": [0.1], "b": [0.3, 0.2]}), scores({"a": [0.4], "b": [0.3, 0.2]})
+    assert slots(one).tolist() == [[0.1, 0.0, 0.9], [0.3, 0.2, 0.5]]
+    assert answers_apart({"one": one, "other": other})[0, 1] == pytest.approx(jensenshannon([0.1, 0.9], [0.4, 0.6]) ** 2 / 2)
 
 
 def test_gradients_in_common_tell_nobody_apart():

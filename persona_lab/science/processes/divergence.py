@@ -68,14 +68,13 @@ def _entropy(p_NV: np.ndarray) -> np.ndarray:
 def slots(rows: Frame) -> np.ndarray:
     """Answers of one model where a trait is said, (N, V + 1): probabilities of an item's options, and of all else; items in the order of their names.
 
-    Reads the score rows item, option, prob, status; ValueError when an option was not scored, or items differ in their number of options.
+    Where an item has fewer options than another, what it lacks has probability 0. Reads the score rows item, option, prob, status; ValueError when an
+    option was not scored.
     """
     if (rows["status"] != "scored").any():
         raise ValueError(f"{int((rows['status'] != 'scored').sum())} options have no probability")
-    options = rows.groupby("item").size()
-    if options.nunique() != 1:
-        raise ValueError(f"the items have {options.min()} to {options.max()} options, not the same number each")
-    prob_NV = rows.sort_values(["item", "option"])["prob"].to_numpy(float).reshape(len(options), -1)
+    ordered = rows.sort_values(["item", "option"])
+    prob_NV = ordered.assign(place=ordered.groupby("item").cumcount()).pivot(index="item", columns="place", values="prob").fillna(0).to_numpy(float)
     return np.column_stack([prob_NV, np.clip(1 - prob_NV.sum(1), 0, 1)])
 
 
