@@ -53,7 +53,7 @@ def lab(island: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixt
 
     def run(*argv: str) -> Said:
         capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["persona-lab", *argv])
+        monkeypatch.setattr(sys, "argv", ["persona-lab", *argv])  # main reads the command line itself
         with pytest.raises(SystemExit) as end:
             main()
         return (int(end.value.code or 0), *capfd.readouterr())

@@ -295,8 +295,8 @@ def test_a_job_is_asked_after_where_it_was_submitted(tmp_path: Path, monkeypatch
     script = tmp_path / "ray"
     script.write_text("#!/bin/bash\n")
     script.chmod(0o755)
-    monkeypatch.setattr("persona_lab.launch.ray._program", lambda: str(script))
-    monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", "http://127.0.0.1:9")
+    monkeypatch.setattr("persona_lab.launch.ray._program", lambda: str(script))  # the one on PATH, where there is one, would look for a cluster
+    monkeypatch.setattr("persona_lab.launch.ray.AT_HOME", "http://127.0.0.1:9")  # nobody answers here
     monkeypatch.setenv(ADDRESS, "http://127.0.0.1:10/")
     folder = tmp_path / "1"
     folder.mkdir()

@@ -297,6 +297,7 @@ def test_the_answers_to_accelerate_config_do_not_reach_a_job(tmp_path: Path, mon
     told = {"compute_environment": "LOCAL_MACHINE", "distributed_type": "NO", "gpu_ids": "0", "num_machines": 1, "num_processes": 1, "mixed_precision": "bf16"}
     told |= {"machine_rank": 0, "main_training_function": "main", "same_network": True, "use_cpu": False, "debug": False}
     answers.write_text(json.dumps(told))
+    # accelerate reads the user's own answers from a path that it fixes when it is imported.
     monkeypatch.setattr(accelerate_launch, "default_config_file", str(answers))
     monkeypatch.setattr(config_args, "default_config_file", str(answers))
     words = shlex.split(accelerated(job(Cluster(gpus=4), 1, 4)))

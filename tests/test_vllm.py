@@ -127,7 +127,7 @@ def test_a_vllm_writer_that_is_told_to_stop_goes_on_and_says_only_results(tmp_pa
     command = (*command, "--runs", str(tmp_path / "runs"), "--json")
     stopped = vllm(*command)
     while not (kept := list((tmp_path / "runs").rglob("answers/*/*.json"))) and stopped.poll() is None:
-        time.sleep(0.05)
+        time.sleep(0.05)  # another process writes the file: nothing is timed
     stopped.send_signal(signal.SIGTERM)
     out, told = stopped.communicate()
     assert (stopped.returncode, out) == (75, ""), told

@@ -12,10 +12,10 @@ import json
 import sys
 from pathlib import Path
 
-from vllm import LLM, SamplingParams  # type: ignore[import-not-found]
-from vllm.config.lora import LoRAConfig  # type: ignore[import-not-found]
-from vllm.lora.peft_helper import PEFTHelper  # type: ignore[import-not-found]
-from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]
+from vllm import LLM, SamplingParams  # type: ignore[import-not-found]  # runs where vLLM is installed
+from vllm.config.lora import LoRAConfig  # type: ignore[import-not-found]  # runs where vLLM is installed
+from vllm.lora.peft_helper import PEFTHelper  # type: ignore[import-not-found]  # runs where vLLM is installed
+from vllm.lora.request import LoRARequest  # type: ignore[import-not-found]  # runs where vLLM is installed
 
 
 def written(asked):
