@@ -1,10 +1,11 @@
 """Coverage and cost of the adaptive threshold, on simulated sweeps whose truth is known.
 
     python -m benchmarks.threshold --sweeps 1200
-    python -m benchmarks.threshold --sweeps 300 --hard       what the model does not hold, and thresholds near and outside the bounds
+    python -m benchmarks.threshold --sweeps 300 --hard       log-odds that level off, what the model does not hold, and thresholds near and outside the bounds
 
 A run has eta = bias + slope ln R + seed effect (sd tau) +- lexical (sd, by swap) + its own error (sd sigma), nats; where
-`wobble` is not 0 the slope differs between seeds as well; where `lapse` is not 0 the mean share lies between lapse and 1 - lapse.
+`wobble` is not 0 the slope differs between seeds as well; where `lapse` is not 0 the mean share lies between lapse
+and 1 - lapse; the search reckons with lapses of its own (`science/search/curves.py`).
 Every sweep is searched to a 95 % interval of ln R_.9 no wider than asked. Coverage: the share of sweeps whose interval
 holds the true ln R, with its Wilson interval. The grid has the same bounds, 7 even ratios, both swaps, and per-seed lines
 with Fieller's interval. It has as many seeds as it needs
@@ -103,6 +104,10 @@ HARD = (
     Truth(slope=1.2, bias=0.0, tau=0.3, sigma=0.3, lapse=0.08),
     Truth(slope=2.0, bias=-0.3, tau=0.6, sigma=0.4, lapse=0.05),
     Truth(slope=4.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.02),
+    Truth(slope=4.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.05),
+    Truth(slope=2.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.03),
+    Truth(slope=2.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.12),
+    Truth(slope=4.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.25),
 )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.optimize import curve_fit
+from scipy.special import expit, logit
 from scipy.stats import t
 
 from benchmarks.threshold import TARGET, TRUTHS, Truth, grid_width, limit, measure, search_of, sweep
@@ -22,11 +24,13 @@ from persona_lab.experiment.reading.table import tidy_table
 from persona_lab.experiment.rounds import advance
 from persona_lab.science import summarise
 from persona_lab.science.search.adaptive import Pairs, Posterior, decide, next_batch
+from persona_lab.science.search.curves import NO_LAPSE, fit_curves
 from persona_lab.store.files import read_json
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
 ASKED = Adaptive(search="adaptive", budget=200)
 SEARCH = search_of(ASKED)
+LINE = replace(SEARCH, lapses=(0.0,))
 RATIO = "injection.mixture.ln_ratio"
 
 
@@ -36,8 +40,8 @@ def measured(truth: Truth, x: list[float], seed: int = 0) -> Pairs:
 
 # ------------------------------------------------------------------ the interval
 def test_the_interval_covers_and_costs_a_quarter_of_the_grid_at_equal_width():
-    random, covered, reliable, sweeps = np.random.default_rng(7), 0, 0, 60
-    # The seventh costs .25 itself: too near to the line for sixty sweeps.
+    random, covered, reliable, sweeps = np.random.default_rng(7), 0, 0, 40
+    # The seventh costs .25 itself: too near to the line for forty sweeps.
     for truth in TRUTHS[:6]:
         found = measure(truth, ASKED, sweeps, random)
         covered, reliable = covered + found.covered, reliable + found.reliable_covered
@@ -63,7 +67,7 @@ def test_a_lapse_moves_the_threshold_and_ends_it_where_the_mean_share_never_arri
 
 def test_the_ends_of_the_interval_are_where_the_t_test_of_the_regression_line_turns():
     pairs = measured(TRUTHS[0], [-2.2, -1, 0, 1, 2, 2.2])
-    posterior = Posterior(SEARCH, pairs)
+    posterior = Posterior(LINE, pairs)
     slope, intercept = np.polyfit(pairs.x_N, pairs.eta_N2.mean(1), 1)
     assert posterior.line == pytest.approx([intercept, slope])
     residual = pairs.eta_N2.mean(1) - intercept - slope * pairs.x_N
@@ -72,6 +76,62 @@ def test_the_ends_of_the_interval_are_where_the_t_test_of_the_regression_line_tu
         error = math.sqrt((residual**2).sum() / 4 * (1 / 6 + (end - middle) ** 2 / spread))
         assert (TARGET - intercept - slope * end) / error == pytest.approx(sign * t.ppf(0.975, 3)), "6 pairs, a line, and the choice when to stop"
         assert posterior.below(end) == pytest.approx(0.5 + sign * 0.475)
+
+
+def test_a_curve_is_fitted_as_scipy_fits_it():
+    x = np.linspace(-2.2, 2.2, 12)
+    y = Truth(slope=2.0, bias=0.3, tau=0.2, sigma=0.1, lapse=0.04).train(x, np.random.default_rng(4)).mean(1)
+    curves = fit_curves(x, y, TARGET, (0.0, 0.04))
+    (a, s), covariance = curve_fit(lambda x, a, s: logit(0.04 + 0.92 * expit(a + s * x)), x, y, (0, 1))
+    assert curves.line_K2[1] == pytest.approx([a, s], rel=2e-3), "the ridge moves it by less"
+    assert curves.variance_K[1] * curves.inverse_K22[1] == pytest.approx(covariance, rel=0.02)
+    assert curves.line_K2[0] == pytest.approx(np.polyfit(x, y, 1)[::-1])
+    assert curves.height_K == pytest.approx([TARGET, logit((0.9 - 0.04) / 0.92)])
+
+
+def test_the_weights_of_lapses_are_their_integrals():
+    x = np.linspace(-2.2, 2.2, 20)
+    y = Truth(slope=1.6, bias=0.3, tau=0.3, sigma=0.2, lapse=0.03).train(x, np.random.default_rng(2)).mean(1)
+    curves = fit_curves(x, y, TARGET, (0.0, 0.04))
+    a, s = np.meshgrid(np.linspace(-2, 3, 251), np.linspace(0.2, 5, 241))
+    # Over v under 1/v the likelihood is SS^(-n/2); the half-Cauchy prior of the slope has the scale 2.
+    share = expit(a[..., None] + s[..., None] * x)
+    integral = [(((y - logit(lapse + (1 - 2 * lapse) * share)) ** 2).sum(-1) ** (-len(x) / 2) / (1 + (s / 2) ** 2)).sum() for lapse in (0, 0.04)]
+    odds = integral[1] / integral[0] * (1 - NO_LAPSE) / NO_LAPSE
+    assert 0.01 < odds < 100, "neither lapse is ruled out"
+    assert curves.weight_K[1] / curves.weight_K[0] == pytest.approx(odds, rel=0.2)
+
+
+def test_the_interval_ends_where_the_mean_over_lapses_says():
+    posterior = Posterior(SEARCH, measured(Truth(slope=2.0, bias=0.3, tau=0.1, sigma=0.1, lapse=0.03), [-2.2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2.2]))
+    curves = posterior.curves
+    assert np.sort(curves.weight_K)[-2] > 0.01, "more than one lapse is likely"
+    for end, beyond in zip(posterior.interval(), (0.975, 0.025), strict=True):
+        error_K = np.sqrt(curves.variance_K * np.array([np.array([1, end]) @ v @ np.array([1, end]) for v in curves.inverse_K22]))
+        assert curves.weight_K @ t.cdf((curves.height_K - curves.line_K2 @ [1, end]) / error_K, 6) == pytest.approx(beyond, abs=1e-6)
+
+
+@pytest.mark.parametrize("truth", [Truth(slope=4.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.02), Truth(slope=4.0, bias=0.0, tau=0.3, sigma=0.3, lapse=0.05)])
+def test_the_interval_covers_where_log_odds_level_off(truth: Truth):
+    x, random = np.linspace(-2.2, 2.2, 15), np.random.default_rng(11)
+    covered = dict.fromkeys((LINE, SEARCH), 0)
+    for _ in range(40):
+        pairs = Pairs(x, truth.train(x, random))
+        for search in covered:
+            low, high = Posterior(search, pairs).interval()
+            covered[search] += low <= truth.threshold <= high
+    assert covered[LINE] <= 4, "a line puts the threshold elsewhere"
+    assert covered[SEARCH] >= 34
+    assert measure(truth, ASKED, 40, random).covered >= 34, "and so where the search chose the ratios"
+
+
+@pytest.mark.parametrize("lapse", [0.15, 0.25, 0.4])
+def test_a_mean_share_that_levels_off_below_has_no_narrow_threshold(lapse: float):
+    for slope in (1.5, 4.0):
+        for seed in range(3):
+            decision, posterior = sweep(Truth(slope=slope, bias=0.0, tau=0.2, sigma=0.2, lapse=lapse), ASKED, np.random.default_rng(seed))
+            assert decision.verdict in {"above", "budget"}
+            assert posterior.interval()[1] > SEARCH.high
 
 
 def test_a_line_that_does_not_rise_has_no_threshold_and_an_open_interval():
@@ -85,7 +145,7 @@ def test_a_line_that_does_not_rise_has_no_threshold_and_an_open_interval():
 # ------------------------------------------------------------------ the choice
 def test_every_pair_of_a_batch_is_the_best_addition_to_those_before_it():
     pairs = measured(TRUTHS[1], [-2.2, -0.7, 0.7, 2.2])
-    posterior = Posterior(SEARCH, pairs)
+    posterior = Posterior(LINE, pairs)
     likely = np.clip([end for level in (0.1, 0.3, 0.5, 0.7, 0.9) for end in posterior.interval(level)], -2.2, 2.2)
 
     def expected(extra: list[float]) -> float:
@@ -116,7 +176,7 @@ def test_a_search_ends_and_says_why(truth: Truth, asked: Adaptive, verdict: str)
     assert (decision.verdict, decision.ratios) == (verdict, ())
     assert decision.ends[0] <= truth.threshold <= decision.ends[1]
     assert 2 * decision.pairs <= asked.budget
-    assert verdict != "narrow" or (decision.ends[1] - decision.ends[0] <= asked.width and decision.pairs >= 7)
+    assert verdict != "narrow" or (decision.ends[1] - decision.ends[0] <= asked.width and decision.pairs >= 6)
     assert json.loads(json.dumps(decision.to_json(), allow_nan=False))["verdict"] == verdict
 
 
@@ -125,12 +185,12 @@ def test_a_batch_ends_where_the_interval_is_expected_to_be_narrow_enough():
 
     def expected(n: int) -> float:
         """Width by the delta method with the pairs of a batch of n, which Fieller's is close to here."""
-        batch, _, after = next_batch(Posterior(replace(SEARCH, batch=2 * n, width=0.0), pairs))
+        batch, _, after = next_batch(Posterior(replace(LINE, batch=2 * n, width=0.0), pairs))
         assert len(batch) == n
         return float(2 * t.ppf(0.975, 7 + n - 3) * after)
 
     for width in (0.5, 0.4, 0.35):
-        chosen, *_ = next_batch(Posterior(replace(SEARCH, width=width, batch=20), pairs))
+        chosen, *_ = next_batch(Posterior(replace(LINE, width=width, batch=20), pairs))
         widths = [expected(n) for n in range(1, 11)]
         assert abs(len(chosen) - next((n for n, w in enumerate(widths, start=1) if w <= width), 10)) <= 1
 

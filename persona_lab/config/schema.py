@@ -159,7 +159,7 @@ class Adaptive(Strict):
     width: float = Field(default=0.5, gt=0)
     """The search ends when the 95 % interval of ln R_p is no wider."""
     budget: int = Field(default=64, ge=24)
-    """Most cells; a narrow interval is trusted to end a search from 14 on."""
+    """Most cells; a narrow interval is trusted to end a search from 12 on."""
 
     @property
     def opening(self) -> list[float]:

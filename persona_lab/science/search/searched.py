@@ -73,7 +73,7 @@ def search_claims(a: "Analysis", search: Search) -> None:
         for id, (log, interval) in {"mean": (posterior.value, posterior.interval()), "reliable": posterior.reliable}.items():
             bounded = all(abs(end) < FARTHEST for end in interval)
             a.add(f"threshold.{id}", f"{words(a.settings, goals[id], log, interval)} Adaptive: {spent}.", *ratio(log, interval), "times", "bounded" if bounded else "unbounded", treatment)
-        a.add("sigma", "Standard deviation of single runs (seed and swap) around the line after the last stage.", posterior.sigma, None, "nats", "", treatment)
+        a.add("sigma", "Standard deviation of single runs (seed and swap) around the likeliest curve after the last stage.", posterior.sigma, None, "nats", "", treatment)
     for one in rounds:
         trained = ", ".join(map(ratio_words, one.ratios))
         known = (one.decision.value, one.decision.ends)
