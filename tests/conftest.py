@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from chat_model import trained_chat
 from hypothesis import HealthCheck, settings
+from scheduler import PROGRAMS, shim
 from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -70,6 +71,19 @@ def from_the_root():
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         yield
+
+
+@pytest.fixture
+def shims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of programs named like Slurm's; each writes down how it was called and does what a test says."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("CALLS", str(folder / "calls"))
+    for name in PROGRAMS:
+        shim(folder, name, "exit 0")
+    shim(folder, "sbatch", 'case "$*" in *--test-only*) ;; *--dependency*) echo 12 ;; *) echo "11;cluster" ;; esac')
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_an_experiment_plans_without_making_anything(file: Path, tmp_path: Path)
 @pytest.mark.parametrize("file", OF_THE_HUB, ids=lambda f: f.stem)
 def test_an_experiment_on_a_hub_model_is_planned_on_a_commit_from_its_small_files_alone(file: Path, qwen_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))  # read from the environment when the library is imported
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # likewise
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read from the environment when the library is imported
     base = load_experiment(file).experiment.base
     assert isinstance(base, HuggingFaceBase)
     with pytest.raises(ModelError, match=f"PL4020.*hf download {base.path} --revision main"):

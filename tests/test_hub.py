@@ -29,7 +29,7 @@ def cache(qwen_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """The cache of huggingface_hub, with one model at one commit, which `main` names; offline."""
     cache = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))  # read from the environment when the library is imported
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # likewise
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # read from the environment when the library is imported
     repo = cache / repo_folder_name(repo_id=REPO, repo_type="model")
     shutil.copytree(qwen_folder, repo / "snapshots" / FIRST)
     (repo / "refs").mkdir()
@@ -105,9 +105,9 @@ def test_a_hub_that_does_not_answer_is_not_waited_for_where_the_cache_has_the_mo
     def refuse(*_: object, **__: object) -> None:
         raise OSError(101, "Network is unreachable")
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # likewise
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment when the library is imported
     monkeypatch.setattr(socket, "getaddrinfo", refuse)  # a machine without a network, whatever this one has
-    monkeypatch.setattr(socket.socket, "connect", refuse)  # likewise
+    monkeypatch.setattr(socket.socket, "connect", refuse)  # nor an address that is known without asking
     assert planned(tmp_path).base.fields["files"] == f"{REPO}@{FIRST}"
     assert "the hub cannot be reached (ConnectError)" in caplog.text
     assert hub.snapshot(REPO, FIRST).name == FIRST
@@ -136,12 +136,12 @@ class Gated(BaseHTTPRequestHandler):
 
 @pytest.mark.usefixtures("cache")
 def test_a_gated_model_without_a_login_is_told_from_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # likewise
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)  # read from the environment when the library is imported
     with ThreadingHTTPServer(("127.0.0.1", 0), Gated) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         here = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here))
-        monkeypatch.setattr(constants, "ENDPOINT", here)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, here))  # the hub is a server of the test
+        monkeypatch.setattr(constants, "ENDPOINT", here)  # likewise read at import
         assert hub.pinned(REPO, "main") == SECOND
         with pytest.raises(ModelError, match=r"PL4021.*the hub refuses it.*accept its licence on the hub and log in"):
             hub.snapshot(REPO, SECOND)
