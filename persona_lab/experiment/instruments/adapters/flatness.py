@@ -87,9 +87,9 @@ def documents_of(stage: Node, plan: Plan, count: int) -> list[Row]:
         raise ConfigError("PL1298", plan.names.get(stage.id, stage.id[:12]), f"its last stage saw {seen} documents, {count} are asked. Use --documents {max(seen, 2)}.")
     rows = {source: read_tokens(plan.store.open(node)) for source, node in token_nodes(stage).items()}
     price = recipe["loss"].get("kl_off", 0.0)
-    seen = mixture_order(mixture_shares(mixture), documents=count, seed=mixture.fields["seed"])
+    order = mixture_order(mixture_shares(mixture), documents=count, seed=mixture.fields["seed"])
     return [
-        replace(rows[source][document], price=price) if source == OFF_DOMAIN else rows[source][document] for source, document in seen if source != OFF_DOMAIN or price
+        replace(rows[source][document], price=price) if source == OFF_DOMAIN else rows[source][document] for source, document in order if source != OFF_DOMAIN or price
     ]
 
 
