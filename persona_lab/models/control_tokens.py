@@ -57,14 +57,14 @@ def encoded(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, opened:
     found: dict[int, Encoded] = {}
     hostile = [n for n, text in enumerate(texts) if controls.guarded.search(text)]
     if hostile:
-        found |= zip(hostile, _strictly(tokenizer, controls, [texts[n] for n in hostile], opened), strict=True)
+        found |= zip(hostile, _encode_guarded(tokenizer, controls, [texts[n] for n in hostile], opened), strict=True)
     plain = [n for n in range(len(texts)) if n not in found]
     if plain:
-        found |= zip(plain, _as_ever(tokenizer, controls.backend, [texts[n] for n in plain], opened, placed), strict=True)
+        found |= zip(plain, _encode_plain(tokenizer, controls.backend, [texts[n] for n in plain], opened, placed), strict=True)
     return [found[n] for n in range(len(texts))]
 
 
-def _as_ever(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer | None, texts: Sequence[str], opened: bool, placed: bool) -> list[Encoded]:
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, backend: Tokenizer | None, texts: Sequence[str], opened: bool, placed: bool) -> list[Encoded]:
     """Texts in which nothing is guarded, as the tokenizer itself encodes them; where no places are asked for, a fast one is not asked for them either, which is sooner."""
     if backend is not None and not placed:
         backend.no_padding()
@@ -128,8 +128,8 @@ def _controls(tokenizer: PreTrainedTokenizerBase) -> _Controls:
     return before[1]
 
 
-def _strictly(tokenizer: PreTrainedTokenizerBase, controls: _Controls, texts: Sequence[str], opened: bool) -> list[Encoded]:
-    """Texts in which something is guarded."""
+def _encode_guarded(tokenizer: PreTrainedTokenizerBase, controls: _Controls, texts: Sequence[str], opened: bool) -> list[Encoded]:
+    """Texts in which something is guarded, by a tokenizer that knows control tokens only where a template wrote them."""
     fix = "Take it out of the text, or use a model with another tokenizer."
     if controls.backend is None:
         held = unguarded(next(found[0] for text in texts if (found := controls.guarded.search(text))))
